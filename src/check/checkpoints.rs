@@ -13,9 +13,9 @@ impl Run<'_> {
     pub(super) fn check_checkpoints(&mut self) -> Result<(), CheckError> {
         let objects = &self.subject.objects;
         let listed = checkpoint::list(&**objects.store(), objects.keys().active());
-        let (found, refused) = match listed {
+        let (checkpoints, refused) = match listed {
             Ok(listed) => listed,
-            // Whatever is there instead of a directory: the rest of the volume is checked anyway.
+            // Something else may have the directory's name. The rest of the volume is checked.
             Err(error) => {
                 let message = format!("the checkpoints cannot be listed: {error}");
                 let finding = Finding::new(Kind::Checkpoint, message);
@@ -23,42 +23,43 @@ impl Run<'_> {
                 return Ok(());
             }
         };
-        for (checkpoint, tables) in found {
+        for (checkpoint, tables) in checkpoints {
             self.report.bytes = self.report.bytes.saturating_add(checkpoint.bytes);
             if let Some(reason) = self.first_gap(&tables)? {
                 self.report_checkpoint(checkpoint.name, &reason);
             }
         }
         for (name, error) in refused {
-            // A new checkpoint replaces an older one.
-            let gone = matches!(
+            // If the volume is in use, a new checkpoint may have replaced this one.
+            let is_replaced = matches!(
                 &error,
                 MetaError::Io(error) if error.kind() == std::io::ErrorKind::NotFound
             );
-            if !gone {
+            if !is_replaced {
                 self.report_checkpoint(name, &error.to_string());
             }
         }
         Ok(())
     }
 
+    /// Why a row cannot be read, for the first such row.
     fn first_gap(&self, tables: &RawTables) -> Result<Option<String>, CheckError> {
         let mut reason = None;
-        let mut ended = Ok(());
+        let mut cancelled = Ok(());
         for table in Table::ALL {
             let mut rows = 0u32;
-            tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-                if let Visited::Gap(gap) = found {
+            tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |visited| {
+                if let Visited::Gap(gap) = visited {
                     reason.get_or_insert_with(|| gap.reason.clone());
                 }
                 rows = rows.wrapping_add(1);
                 if rows.is_multiple_of(1024) {
-                    ended = self.check_cancelled();
+                    cancelled = self.check_cancelled();
                 }
-                ended.is_ok() && reason.is_none()
+                cancelled.is_ok() && reason.is_none()
             });
         }
-        ended.map(|()| reason)
+        cancelled.map(|()| reason)
     }
 
     fn report_checkpoint(&mut self, name: CryptoId, reason: &str) {

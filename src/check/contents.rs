@@ -1,8 +1,8 @@
 //! Verifies contents: every page that a version of an extent names is read from the disk and
-//! verified under both layers, by several threads. Extents are read in their order and handed out
-//! one at a time. An object is opened once, and its pages are read in runs.
+//! verified under both layers, by several threads. Extents are read in their order and their
+//! objects are sent to the threads one at a time. An object is opened once, and its pages are read
+//! in runs.
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,30 +11,27 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::objects::parts_of;
+use super::objects::{PartUse, parts_of};
 use super::report::{Finding, Kind};
 use super::stream::Groups;
 use super::{CheckError, CheckProgress, PathHint, Run, Stage, Subject};
 use crate::ids::{ChunkIndex, Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
-use crate::meta::records::PartId;
 use crate::object::{Fault, FaultKind};
 use crate::sealed::PAGE_BYTES;
 
 /// Maximum number of objects that wait for a thread.
-const WAITING: usize = 64;
+const WAITING_MAX: usize = 64;
 
-/// How long one commit of a volume in use is pinned while contents are read.
-const COMMIT_HELD: Duration = Duration::from_secs(20);
+/// How long one commit of a volume in use stays pinned while contents are read.
+const PIN_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// An object to be verified.
 struct Job {
     ino: Ino,
     chunk: ChunkIndex,
-    id: PartId,
-    pages: PageSet,
-    seen: Range<usize>,
+    part: PartUse,
 }
 
 /// State that the threads share.
@@ -53,7 +50,7 @@ impl Run<'_> {
     pub(super) fn check_contents(&mut self) -> Result<(), CheckError> {
         let bytes = self.pages_to_verify * PAGE_BYTES as u64;
         self.progress.begin(Stage::Contents, Some(bytes));
-        let (to, jobs) = sync_channel(WAITING);
+        let (to, jobs) = sync_channel(WAITING_MAX);
         let shared = Shared {
             subject: self.subject,
             progress: self.progress,
@@ -64,18 +61,18 @@ impl Run<'_> {
             stop: AtomicBool::new(false),
         };
         let threads = self.options.threads();
-        let handed = std::thread::scope(|scope| {
+        let sent = std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| worker_loop(&shared));
             }
-            let handed = self.hand_out(&shared, &to);
-            if handed.is_err() {
+            let sent = self.send_jobs(&shared, &to);
+            if sent.is_err() {
                 shared.stop.store(true, Ordering::Relaxed);
             }
             drop(to);
-            handed
+            sent
         });
-        handed?;
+        sent?;
         if let Some(error) = shared.failed.into_inner() {
             return Err(error);
         }
@@ -83,7 +80,7 @@ impl Run<'_> {
         self.report.bytes += self.report.pages * PAGE_BYTES as u64;
         self.report.contents_checked = true;
         let mut faults = shared.faults.into_inner();
-        faults.sort_by_key(|(job, _)| (job.ino, job.chunk, job.id.name));
+        faults.sort_by_key(|(job, _)| (job.ino, job.chunk, job.part.id.name));
         for (job, faults) in faults {
             faults
                 .into_iter()
@@ -92,12 +89,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn hand_out(&mut self, shared: &Shared<'_>, to: &SyncSender<Job>) -> Result<(), CheckError> {
+    fn send_jobs(&mut self, shared: &Shared<'_>, to: &SyncSender<Job>) -> Result<(), CheckError> {
         let views = self.views.clone();
         let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
-        let mut begin = Instant::now();
+        let mut pinned_at = Instant::now();
         while let Some(group) = groups.next()? {
-            if begin.elapsed() > COMMIT_HELD
+            if pinned_at.elapsed() > PIN_TIME_MAX
                 && let Some(live) = self.subject.live
             {
                 // Unused pages of the metadata cannot be freed while this commit is pinned.
@@ -105,20 +102,14 @@ impl Run<'_> {
                 self.stored = Arc::new(live.stored()?);
                 let after = keys::versioned(&group.logical, Generation(u64::MAX));
                 groups = Groups::new(&self.stored, &views, Table::Extent, after);
-                begin = Instant::now();
+                pinned_at = Instant::now();
             }
             let Some((ino, chunk)) = keys::extent_parts(&group.logical) else {
                 continue;
             };
-            for (id, pages, seen) in parts_of(&group) {
+            for part in parts_of(&group) {
                 self.check_cancelled()?;
-                let job = Job {
-                    ino,
-                    chunk,
-                    id,
-                    pages,
-                    seen,
-                };
+                let job = Job { ino, chunk, part };
                 if shared.stop.load(Ordering::Relaxed) || to.send(job).is_err() {
                     return Ok(());
                 }
@@ -143,8 +134,8 @@ impl Run<'_> {
                 .collect(),
             ..Finding::new(kind, format!("chunk {}: {}", job.chunk, fault.message))
         };
-        let finding = finding.object(job.id.name).inode(job.ino);
-        self.report(finding, PathHint::Inode(job.ino), job.seen.clone());
+        let finding = finding.object(job.part.id.name).inode(job.ino);
+        self.report(finding, PathHint::Inode(job.ino), job.part.seen_by.clone());
     }
 }
 
@@ -156,7 +147,7 @@ fn worker_loop(shared: &Shared<'_>) {
         // The lock is held while waiting: the other threads wait for it meanwhile.
         let job = shared.jobs.lock().recv();
         let Ok(job) = job else { return };
-        // If a thread ended, the one that hands out jobs would wait forever.
+        // A panic must not end the thread: the one that sends the jobs would wait forever.
         let verified = catch_unwind(AssertUnwindSafe(|| verify(shared, job)));
         if let Err(error) = verified.unwrap_or(Err(CheckError::Fault)) {
             shared.failed.lock().get_or_insert(error);
@@ -169,20 +160,23 @@ fn verify(shared: &Shared<'_>, job: Job) -> Result<(), CheckError> {
     if shared.stop.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let mut seen = |pages: u32| {
+    let mut progressed = |pages: u32| {
         shared.pages.fetch_add(u64::from(pages), Ordering::Relaxed);
         shared
             .progress
             .advance(u64::from(pages) * PAGE_BYTES as u64);
         !shared.stop.load(Ordering::Relaxed) && !shared.progress.cancelled()
     };
-    let mut faults = shared.subject.objects.verify(job.id, &job.pages, &mut seen);
+    let mut faults = shared
+        .subject
+        .objects
+        .verify(job.part.id, &job.part.pages, &mut progressed);
     if !faults.is_empty()
         && let Some(live) = shared.subject.live
     {
         let mut pages = PageSet::new();
         faults.iter().for_each(|fault| pages.union(&fault.pages));
-        faults = live.verify_again(job.ino, job.chunk, job.id, &pages)?;
+        faults = live.verify_again(job.ino, job.chunk, job.part.id, &pages)?;
     }
     if !faults.is_empty() {
         shared.faults.lock().push((job, faults));

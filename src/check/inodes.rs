@@ -2,12 +2,11 @@
 //! contents, attributes. All tables are read side by side, in the order of inode numbers.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::names::{EVERY_INODE, Event, Events, Role};
 use super::report::{Finding, Kind, count};
-use super::stream::{Group, Groups};
+use super::stream::{Group, Groups, ViewRange};
 use super::tree::Directory;
 use super::{CheckError, PathHint, RepairAction, Run};
 use crate::ids::{ChunkIndex, Ino};
@@ -15,42 +14,47 @@ use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES};
 use crate::meta::records::{ExtentRecord, FileKind, InodeRecord, decode_xattr};
 
-/// Differences of a count, by the view from which on they apply.
-type Steps = BTreeMap<usize, i64>;
+/// Differences of a count, each by the first view to which it applies.
+type Differences = BTreeMap<usize, i64>;
 
 /// Everything that belongs to one inode.
 #[derive(Default)]
 struct InodeEntry<'e> {
     ino: Ino,
-    records: Vec<(Range<usize>, InodeRecord)>,
+    records: Vec<(ViewRange, InodeRecord)>,
     /// Views that see a record that cannot be decoded.
-    unclear: Vec<Range<usize>>,
+    undecodable: Vec<ViewRange>,
     names: &'e [Event],
     /// Pages of all extents.
-    pages: Steps,
-    /// Views of each extent, and where the extents end.
-    contents: Vec<Range<usize>>,
+    pages: Differences,
+    /// Views that see the extents.
+    contents: Vec<ViewRange>,
+    /// End of the last extent, in bytes.
     contents_end: u64,
-    attributes: Vec<Range<usize>>,
+    /// Views that see the extended attributes.
+    attributes: Vec<ViewRange>,
 }
 
 impl InodeEntry<'_> {
     fn record(&self, view: usize) -> Option<&InodeRecord> {
-        let found = self.records.iter().find(|(seen, _)| seen.contains(&view));
-        found.map(|(_, record)| record)
+        let mut records = self.records.iter();
+        let seen = records.find(|(seen_by, _)| seen_by.contains(&view));
+        seen.map(|(_, record)| record)
     }
 
-    fn is_unclear(&self, view: usize) -> bool {
-        self.unclear.iter().any(|seen| seen.contains(&view))
+    fn is_undecodable(&self, view: usize) -> bool {
+        self.undecodable
+            .iter()
+            .any(|seen_by| seen_by.contains(&view))
     }
 
     /// Ranges of views in which nothing of the inode differs.
-    fn view_ranges(&self, views: usize) -> Vec<Range<usize>> {
+    fn view_ranges(&self, views: usize) -> Vec<ViewRange> {
         let mut bounds = vec![0, views];
-        let seen = self.records.iter().map(|(seen, _)| seen);
-        let seen = seen.chain(&self.contents).chain(&self.attributes);
-        for seen in seen.chain(&self.unclear) {
-            bounds.extend([seen.start, seen.end]);
+        let seen_by = self.records.iter().map(|(seen_by, _)| seen_by);
+        let seen_by = seen_by.chain(&self.contents).chain(&self.attributes);
+        for seen_by in seen_by.chain(&self.undecodable) {
+            bounds.extend([seen_by.start, seen_by.end]);
         }
         bounds.extend(self.names.iter().map(|event| usize::from(event.view)));
         bounds.extend(self.pages.keys());
@@ -62,15 +66,15 @@ impl InodeEntry<'_> {
     fn names_in(&self, view: usize) -> Names {
         let mut names = Names::default();
         for event in self.names.iter().filter(|e| usize::from(e.view) <= view) {
-            let more = i64::from(event.more);
+            let difference = i64::from(event.difference);
             match event.role {
                 Role::Name => {
-                    names.total += more;
-                    *names.kinds.entry(event.kind).or_default() += more;
-                    *names.parents.entry(event.parent).or_default() += more;
+                    names.total += difference;
+                    *names.kinds.entry(event.kind).or_default() += difference;
+                    *names.parents.entry(event.parent).or_default() += difference;
                 }
-                Role::Subdirectory => names.subdirectories += more,
-                Role::Other => names.others += more,
+                Role::Subdirectory => names.subdirectories += difference,
+                Role::Other => names.others += difference,
             }
         }
         names.kinds.retain(|_, count| *count != 0);
@@ -82,10 +86,15 @@ impl InodeEntry<'_> {
 /// Names that lead to an inode or are in it, in one view.
 #[derive(Default)]
 struct Names {
+    /// Number of names that lead to the inode.
     total: i64,
+    /// Number of these by the kind that they record.
     kinds: BTreeMap<u8, i64>,
+    /// Number of these by the directory that they are in.
     parents: BTreeMap<Ino, i64>,
+    /// Number of directories that are named in the inode.
     subdirectories: i64,
+    /// Number of other files that are named in the inode.
     others: i64,
 }
 
@@ -130,7 +139,7 @@ impl Run<'_> {
                 self.malformed += names.malformed;
             }
             let (list, until) = events.finish();
-            self.compare(&mut tables, &list, until)?;
+            self.compare_below(until, &mut tables, &list)?;
             if until == EVERY_INODE {
                 break;
             }
@@ -142,11 +151,11 @@ impl Run<'_> {
     }
 
     /// Compares the inodes below `until` with their events.
-    fn compare(
+    fn compare_below(
         &mut self,
+        until: Ino,
         tables: &mut Tables<'_>,
         mut events: &[Event],
-        until: Ino,
     ) -> Result<(), CheckError> {
         loop {
             self.check_cancelled()?;
@@ -155,8 +164,8 @@ impl Run<'_> {
             let Some(ino) = next.filter(|ino| *ino < until) else {
                 return Ok(());
             };
-            let theirs = events.partition_point(|event| event.ino == ino);
-            let (names, later) = events.split_at(theirs);
+            let end = events.partition_point(|event| event.ino == ino);
+            let (names, later) = events.split_at(end);
             events = later;
             let mut entry = InodeEntry {
                 ino,
@@ -193,10 +202,10 @@ impl Run<'_> {
         }
         for (version, value) in group.present() {
             match InodeRecord::decode(value) {
-                Some(record) => entry.records.push((version.seen.clone(), record)),
+                Some(record) => entry.records.push((version.seen_by.clone(), record)),
                 None => {
-                    entry.unclear.push(version.seen.clone());
-                    self.undecodable(Table::Inode, group, version, entry.ino);
+                    entry.undecodable.push(version.seen_by.clone());
+                    self.report_undecodable(Table::Inode, group, version, entry.ino);
                 }
             }
         }
@@ -207,20 +216,20 @@ impl Run<'_> {
     /// become part of it.
     fn check_number(&mut self, entry: &InodeEntry<'_>) {
         let next = self.stored.counters().next_ino;
-        let has_number = entry.ino.is_valid();
-        if has_number && entry.ino < next {
+        let is_valid = entry.ino.is_valid();
+        if is_valid && entry.ino < next {
             return;
         }
-        let records = entry.records.iter().map(|(seen, _)| seen);
-        let mut seen = records.chain(&entry.contents).chain(&entry.attributes);
-        let seen = seen.next().cloned().unwrap_or_else(|| self.live_only());
-        if has_number {
+        let records = entry.records.iter().map(|(seen_by, _)| seen_by);
+        let mut seen_by = records.chain(&entry.contents).chain(&entry.attributes);
+        let seen_by = seen_by.next().cloned().unwrap_or_else(|| self.live_only());
+        if is_valid {
             let message = format!("new inodes begin at {next}");
-            let repair = RepairAction::NextInode(Ino(entry.ino.0 + 1));
-            self.report_inode(entry.ino, Kind::InodeNumber, message, seen, Some(repair));
+            let repair = RepairAction::RaiseNextInode(Ino(entry.ino.0 + 1));
+            self.report_inode(entry.ino, Kind::InodeNumber, message, seen_by, Some(repair));
         } else {
             let message = "no inode can have that number".to_owned();
-            self.report_inode(entry.ino, Kind::InodeNumber, message, seen, None);
+            self.report_inode(entry.ino, Kind::InodeNumber, message, seen_by, None);
         }
     }
 
@@ -237,9 +246,11 @@ impl Run<'_> {
         }
         for (version, value) in group.present() {
             if decode_xattr(value).is_none() {
-                self.undecodable(Table::Xattr, group, version, entry.ino);
-            } else if !version.seen.is_empty() && entry.attributes.last() != Some(&version.seen) {
-                entry.attributes.push(version.seen.clone());
+                self.report_undecodable(Table::Xattr, group, version, entry.ino);
+            } else if !version.seen_by.is_empty()
+                && entry.attributes.last() != Some(&version.seen_by)
+            {
+                entry.attributes.push(version.seen_by.clone());
             }
         }
         Ok(())
@@ -254,21 +265,21 @@ impl Run<'_> {
         };
         for (version, value) in group.present() {
             let Some(record) = ExtentRecord::decode(value) else {
-                self.undecodable(Table::Extent, group, version, entry.ino);
+                self.report_undecodable(Table::Extent, group, version, entry.ino);
                 continue;
             };
-            let seen = version.seen.clone();
-            if seen.is_empty() {
+            let seen_by = version.seen_by.clone();
+            if seen_by.is_empty() {
                 continue;
             }
-            *entry.pages.entry(seen.start).or_default() += record.pages().cast_signed();
-            *entry.pages.entry(seen.end).or_default() -= record.pages().cast_signed();
-            if entry.contents.last() != Some(&seen) {
-                entry.contents.push(seen.clone());
+            *entry.pages.entry(seen_by.start).or_default() += record.pages().cast_signed();
+            *entry.pages.entry(seen_by.end).or_default() -= record.pages().cast_signed();
+            if entry.contents.last() != Some(&seen_by) {
+                entry.contents.push(seen_by.clone());
             }
             let end = end_within(&record) + u64::from(chunk.0) * CHUNK_BYTES;
             entry.contents_end = entry.contents_end.max(end);
-            self.check_extent(entry, chunk, &record, seen);
+            self.check_extent(entry, chunk, &record, seen_by);
         }
         Ok(())
     }
@@ -279,7 +290,7 @@ impl Run<'_> {
         entry: &InodeEntry<'_>,
         chunk: ChunkIndex,
         record: &ExtentRecord,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     ) {
         let base = u64::from(chunk.0) * CHUNK_BYTES;
         let end = match record {
@@ -287,30 +298,30 @@ impl Run<'_> {
             ExtentRecord::Parts { parts, .. } => {
                 if parts.is_empty() {
                     let message = format!("chunk {chunk} has a record without parts");
-                    self.report_inode(entry.ino, Kind::EmptyExtent, message, seen.clone(), None);
+                    self.report_inode(entry.ino, Kind::EmptyExtent, message, seen_by.clone(), None);
                 }
                 let ends = parts.iter().map(|part| u64::from(part.pages.end()));
                 ends.max().unwrap_or(0)
             }
         };
-        let mut short: Option<(Range<usize>, u64)> = None;
+        let mut too_short: Option<(ViewRange, u64)> = None;
         for (with, inode) in &entry.records {
-            let both = with.start.max(seen.start)..with.end.min(seen.end);
-            let here = inode.size.saturating_sub(base).min(CHUNK_BYTES);
-            let most = match record {
-                ExtentRecord::Inline(_) => here,
-                ExtentRecord::Parts { .. } => here.div_ceil(PAYLOAD_BYTES),
+            let both = with.start.max(seen_by.start)..with.end.min(seen_by.end);
+            let bytes_within = inode.size.saturating_sub(base).min(CHUNK_BYTES);
+            let end_max = match record {
+                ExtentRecord::Inline(_) => bytes_within,
+                ExtentRecord::Parts { .. } => bytes_within.div_ceil(PAYLOAD_BYTES),
             };
-            if !both.is_empty() && end > most {
-                short = Some((both, inode.size));
+            if !both.is_empty() && end > end_max {
+                too_short = Some((both, inode.size));
             }
         }
-        if let Some((both, size)) = short {
+        if let Some((both, size)) = too_short {
             let message = format!("chunk {chunk} has contents beyond the size {size}");
-            let repair = RepairAction::Size {
+            let repair = RepairAction::RaiseSize {
                 ino: entry.ino,
                 at_least: base + end_within(record),
-                seen: both.clone(),
+                seen_by: both.clone(),
             };
             self.report_inode(entry.ino, Kind::BeyondSize, message, both, Some(repair));
         }
@@ -319,13 +330,13 @@ impl Run<'_> {
     fn check_inode(&mut self, entry: &InodeEntry<'_>) {
         let live = self.views.live();
         let mut pages = 0;
-        let mut last_steps = 0;
+        let mut next_view = 0;
         for range in entry.view_ranges(live + 1) {
-            for (_, more) in entry.pages.range(last_steps..=range.start) {
-                pages += more;
+            for (_, difference) in entry.pages.range(next_view..=range.start) {
+                pages += difference;
             }
-            last_steps = range.start + 1;
-            if entry.is_unclear(range.start) {
+            next_view = range.start + 1;
+            if entry.is_undecodable(range.start) {
                 continue;
             }
             let names = entry.names_in(range.start);
@@ -336,10 +347,10 @@ impl Run<'_> {
                     if record.pages.cast_signed() != pages {
                         let message =
                             format!("it counts {}, and has {pages}", count(record.pages, "page"));
-                        let repair = RepairAction::Pages {
+                        let repair = RepairAction::SetPages {
                             ino: entry.ino,
                             pages: pages.max(0).cast_unsigned(),
-                            seen: range.clone(),
+                            seen_by: range.clone(),
                         };
                         self.report_inode(entry.ino, Kind::PageCount, message, range, Some(repair));
                     }
@@ -347,116 +358,116 @@ impl Run<'_> {
                 None => self.check_absent(entry, &names, range),
             }
         }
-        for (seen, record) in &entry.records {
-            if record.kind == FileKind::Directory && !seen.is_empty() {
+        for (seen_by, record) in &entry.records {
+            if record.kind == FileKind::Directory && !seen_by.is_empty() {
                 self.tree.add(Directory {
                     ino: entry.ino,
                     parent: record.parent,
-                    seen: seen.start as u32..seen.end as u32,
-                    named: record.nlink > 0,
+                    seen_by: seen_by.start as u32..seen_by.end as u32,
+                    is_linked: record.nlink > 0,
                 });
             }
         }
     }
 
     /// Reports what belongs to an inode that does not exist.
-    fn check_absent(&mut self, entry: &InodeEntry<'_>, names: &Names, seen: Range<usize>) {
+    fn check_absent(&mut self, entry: &InodeEntry<'_>, names: &Names, seen_by: ViewRange) {
         let ino = entry.ino;
-        let has = |some: &[Range<usize>]| some.iter().any(|other| other.contains(&seen.start));
+        let has = |some: &[ViewRange]| some.iter().any(|other| other.contains(&seen_by.start));
         if names.total != 0 {
             let message = format!(
                 "{} for inode {ino}, which does not exist",
                 count(names.total, "name")
             );
-            let repair = RepairAction::NamesOf {
+            let repair = RepairAction::RemoveNamesOf {
                 ino,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             };
             self.report_inode(
                 ino,
                 Kind::NameLeadsNowhere,
                 message,
-                seen.clone(),
+                seen_by.clone(),
                 Some(repair),
             );
         }
         if names.subdirectories + names.others != 0 {
             let message = format!("there are names in directory {ino}, which does not exist");
-            let repair = RepairAction::NamesIn {
+            let repair = RepairAction::RemoveNamesIn {
                 ino,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             };
             let kind = Kind::NamesOfNoDirectory;
-            self.report_inode(ino, kind, message, seen.clone(), Some(repair));
+            self.report_inode(ino, kind, message, seen_by.clone(), Some(repair));
         }
         let contents = has(&entry.contents);
         if contents {
             let message = format!("there are contents of inode {ino}, which does not exist");
-            let repair = ino.is_valid().then(|| RepairAction::Remake {
+            let repair = ino.is_valid().then(|| RepairAction::CreateInode {
                 ino,
                 size: entry.contents_end,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             });
             let kind = Kind::ContentsOfNothing;
-            self.report_inode(ino, kind, message, seen.clone(), repair);
+            self.report_inode(ino, kind, message, seen_by.clone(), repair);
         }
         if has(&entry.attributes) {
             let message = format!("there are attributes of inode {ino}, which does not exist");
-            let repair = (!contents).then_some(RepairAction::AttributesOf {
+            let repair = (!contents).then_some(RepairAction::RemoveAttributes {
                 ino,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             });
-            self.report_inode(ino, Kind::AttributeOfNothing, message, seen, repair);
+            self.report_inode(ino, Kind::AttributeOfNothing, message, seen_by, repair);
         }
     }
 
-    fn check_record(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+    fn check_record(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen_by: ViewRange) {
         let is_directory = record.kind == FileKind::Directory;
         if !is_directory && names.subdirectories + names.others != 0 {
             let message = "there are names in it, though it is not a directory".to_owned();
-            let repair = RepairAction::NamesIn {
+            let repair = RepairAction::RemoveNamesIn {
                 ino,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             };
             let kind = Kind::NamesOfNoDirectory;
-            self.report_inode(ino, kind, message, seen.clone(), Some(repair));
+            self.report_inode(ino, kind, message, seen_by.clone(), Some(repair));
         }
         if names.kinds.keys().any(|kind| *kind != record.kind as u8) {
             let message = "a name records another kind of file than its inode".to_owned();
-            let repair = RepairAction::KindOf {
+            let repair = RepairAction::SetKindInNames {
                 ino,
                 kind: record.kind,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             };
-            self.report_inode(ino, Kind::NameKind, message, seen.clone(), Some(repair));
+            self.report_inode(ino, Kind::NameKind, message, seen_by.clone(), Some(repair));
         }
-        if seen.end > self.views.live() {
+        if seen_by.end > self.views.live() {
             self.check_orphan(ino, record);
         }
         if is_directory {
-            self.check_directory(ino, record, names, seen);
+            self.check_directory(ino, record, names, seen_by);
         } else if names.total == 0 && record.nlink > 0 {
-            self.nameless(ino, seen);
+            self.report_nameless(ino, seen_by);
         } else if i64::from(record.nlink) != names.total {
-            self.link_count(ino, record.nlink, names.total, seen);
+            self.report_link_count(ino, record.nlink, names.total, seen_by);
         }
     }
 
-    fn nameless(&mut self, ino: Ino, seen: Range<usize>) {
-        let live = seen.end > self.views.live();
-        let repair = live.then_some(RepairAction::Name { ino });
+    fn report_nameless(&mut self, ino: Ino, seen_by: ViewRange) {
+        let live = seen_by.end > self.views.live();
+        let repair = live.then_some(RepairAction::GiveName { ino });
         let message = "no name leads to it".to_owned();
-        self.report_inode(ino, Kind::NoName, message, seen, repair);
+        self.report_inode(ino, Kind::NoName, message, seen_by, repair);
     }
 
-    fn link_count(&mut self, ino: Ino, nlink: u32, links: i64, seen: Range<usize>) {
+    fn report_link_count(&mut self, ino: Ino, nlink: u32, links: i64, seen_by: ViewRange) {
         let message = format!("it counts {nlink} links and has {links}");
-        let repair = RepairAction::Links {
+        let repair = RepairAction::SetLinks {
             ino,
             nlink: u32::try_from(links).unwrap_or(0),
-            seen: seen.clone(),
+            seen_by: seen_by.clone(),
         };
-        self.report_inode(ino, Kind::LinkCount, message, seen, Some(repair));
+        self.report_inode(ino, Kind::LinkCount, message, seen_by, Some(repair));
     }
 
     fn check_directory(
@@ -464,71 +475,75 @@ impl Run<'_> {
         ino: Ino,
         record: &InodeRecord,
         names: &Names,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     ) {
         let is_root = ino == Ino::ROOT;
-        let is_gone = record.nlink == 0 && names.total == 0 && !is_root;
-        let links = if is_gone { 0 } else { 2 + names.subdirectories };
-        let should = i64::from(!is_root && !is_gone);
-        if names.total > should {
+        let is_unlinked = record.nlink == 0 && names.total == 0 && !is_root;
+        let links = if is_unlinked {
+            0
+        } else {
+            2 + names.subdirectories
+        };
+        let expected = i64::from(!is_root && !is_unlinked);
+        if names.total > expected {
             let message = if is_root {
                 "the root has a name".to_owned()
             } else {
                 format!("it has {}", count(names.total, "name"))
             };
-            let repair = RepairAction::OneName {
+            let repair = RepairAction::KeepOneName {
                 ino,
                 parent: record.parent,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             };
-            self.report_inode(ino, Kind::DirectoryNames, message, seen, Some(repair));
-        } else if names.total < should {
-            self.nameless(ino, seen);
+            self.report_inode(ino, Kind::DirectoryNames, message, seen_by, Some(repair));
+        } else if names.total < expected {
+            self.report_nameless(ino, seen_by);
         } else if i64::from(record.nlink) != links {
-            self.link_count(ino, record.nlink, links, seen.clone());
-            self.check_parent(ino, record, names, seen);
+            self.report_link_count(ino, record.nlink, links, seen_by.clone());
+            self.check_parent(ino, record, names, seen_by);
         } else {
-            self.check_parent(ino, record, names, seen);
+            self.check_parent(ino, record, names, seen_by);
         }
     }
 
-    fn check_parent(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+    fn check_parent(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen_by: ViewRange) {
         let parent = match names.parents.keys().next() {
             _ if ino == Ino::ROOT => ino,
             Some(parent) => *parent,
             None => return,
         };
         if record.parent != parent {
-            let said = record.parent;
-            let message = format!("its recorded parent is {said}, and its parent is {parent}");
-            let repair = RepairAction::Parent {
+            let recorded = record.parent;
+            let message = format!("its recorded parent is {recorded}, and its parent is {parent}");
+            let repair = RepairAction::SetParent {
                 ino,
                 parent,
-                seen: seen.clone(),
+                seen_by: seen_by.clone(),
             };
-            self.report_inode(ino, Kind::Parent, message, seen, Some(repair));
+            self.report_inode(ino, Kind::Parent, message, seen_by, Some(repair));
         }
     }
 
     fn check_orphan(&mut self, ino: Ino, record: &InodeRecord) {
         let listed = self.orphans.binary_search(&ino).is_ok();
         if listed {
-            self.orphans_seen.insert(ino);
+            self.existing_orphans.insert(ino);
         }
         let live = self.views.live();
-        let seen = live..live + 1;
+        let seen_by = live..live + 1;
         match (record.nlink, listed) {
-            (0, false) => self.nameless(ino, seen),
+            (0, false) => self.report_nameless(ino, seen_by),
             // This is normal while the volume is in use.
             (0, true) if self.subject.live.is_some() => {}
             (0, true) => {
                 let message = "it was unlinked while it was in use, and waits to be removed";
-                self.report_inode(ino, Kind::Orphan, message.to_owned(), seen, None);
+                self.report_inode(ino, Kind::Orphan, message.to_owned(), seen_by, None);
             }
             (_, true) => {
                 let message = "it has a name and is listed for removal".to_owned();
                 let repair = RepairAction::ForgetOrphan(ino);
-                self.report_inode(ino, Kind::OrphanInUse, message, seen, Some(repair));
+                self.report_inode(ino, Kind::OrphanInUse, message, seen_by, Some(repair));
             }
             (_, false) => {}
         }
@@ -539,11 +554,11 @@ impl Run<'_> {
         ino: Ino,
         kind: Kind,
         message: String,
-        seen: Range<usize>,
+        seen_by: ViewRange,
         repair: Option<RepairAction>,
     ) {
         let finding = Finding::new(kind, message).inode(ino);
-        self.report(finding, PathHint::Inode(ino), seen);
+        self.report(finding, PathHint::Inode(ino), seen_by);
         self.set_repair(repair);
     }
 }

@@ -1,11 +1,10 @@
 //! Checks the short tables: kept views, orphans and garbage, and the volume's counters.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::report::{Finding, Kind, count};
-use super::stream::{Group, Rows, Views};
+use super::stream::{Group, Groups, Rows, ViewRange, Views};
 use super::{CheckError, PathHint, RepairAction, Run};
 use crate::ids::{Generation, Ino};
 use crate::meta::charge;
@@ -13,13 +12,20 @@ use crate::meta::keys::{self, Table};
 use crate::meta::records::{COUNT_MAX, Counters, ObjectName, ViewKind, ViewRecord, ViewState};
 use crate::meta::stored::Stored;
 
-/// Inodes, pages and bytes of records in each view, stored as differences from one view to the
-/// next.
+/// Inodes, pages and bytes of records in one view.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ViewTotals {
+    inodes: u64,
+    pages: u64,
+    record_bytes: u64,
+}
+
+/// The totals of each view, stored as differences from one view to the next.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     inodes: Vec<i64>,
     pages: Vec<i64>,
-    bytes: Vec<i64>,
+    record_bytes: Vec<i64>,
 }
 
 impl Totals {
@@ -27,44 +33,52 @@ impl Totals {
         Self {
             inodes: vec![0; views + 1],
             pages: vec![0; views + 1],
-            bytes: vec![0; views + 1],
+            record_bytes: vec![0; views + 1],
         }
     }
 
-    /// Adds to the counts of these views.
-    pub(super) fn add(&mut self, seen: Range<usize>, inodes: i64, pages: i64) {
-        add_step(&mut self.inodes, &seen, inodes);
-        add_step(&mut self.pages, &seen, pages);
+    /// Adds to the totals of these views.
+    pub(super) fn add(&mut self, seen_by: ViewRange, inodes: i64, pages: i64) {
+        add_difference(&mut self.inodes, &seen_by, inodes);
+        add_difference(&mut self.pages, &seen_by, pages);
     }
 
-    /// Adds the bytes that the records of a key take.
+    /// Adds the bytes that the records of a key take, to the views that see them.
     pub(super) fn add_records(&mut self, table: Table, group: &Group) {
-        for (version, value) in group.present().filter(|(v, _)| !v.seen.is_empty()) {
+        for (version, value) in group.present().filter(|(v, _)| !v.seen_by.is_empty()) {
             let bytes = charge::record_bytes(table, &group.logical, value);
-            add_step(&mut self.bytes, &version.seen, bytes.cast_signed());
+            add_difference(
+                &mut self.record_bytes,
+                &version.seen_by,
+                bytes.cast_signed(),
+            );
         }
     }
 
-    /// Inodes, pages and bytes of records of a view.
-    pub(super) fn of(&self, view: usize) -> (u64, u64, u64) {
-        let sum = |steps: &[i64]| {
-            steps
+    /// The totals of a view.
+    pub(super) fn in_view(&self, view: usize) -> ViewTotals {
+        let sum = |differences: &[i64]| {
+            differences
                 .iter()
                 .take(view + 1)
                 .sum::<i64>()
                 .max(0)
                 .cast_unsigned()
         };
-        (sum(&self.inodes), sum(&self.pages), sum(&self.bytes))
+        ViewTotals {
+            inodes: sum(&self.inodes),
+            pages: sum(&self.pages),
+            record_bytes: sum(&self.record_bytes),
+        }
     }
 }
 
-fn add_step(steps: &mut [i64], seen: &Range<usize>, more: i64) {
-    if let Some(step) = steps.get_mut(seen.start) {
-        *step += more;
+fn add_difference(differences: &mut [i64], seen_by: &ViewRange, added: i64) {
+    if let Some(difference) = differences.get_mut(seen_by.start) {
+        *difference += added;
     }
-    if let Some(step) = steps.get_mut(seen.end) {
-        *step -= more;
+    if let Some(difference) = differences.get_mut(seen_by.end) {
+        *difference -= added;
     }
 }
 
@@ -76,7 +90,7 @@ pub(super) struct KeptView {
 }
 
 impl KeptView {
-    /// The prefix of paths in the view.
+    /// The prefix of paths in the view: `.snapshots/NAME` or `.images/NAME`.
     pub(super) fn prefix(&self) -> Vec<u8> {
         let directory = match self.record.kind {
             ViewKind::Snapshot => ".snapshots",
@@ -136,18 +150,27 @@ impl Run<'_> {
                 let at = record.generation;
                 let message = format!("{shown} is of generation {at}, the live view of {live}");
                 self.report(Finding::new(Kind::View, message), PathHint::None, 0..0);
-                self.set_repair(Some(RepairAction::Generation(Generation(
+                self.set_repair(Some(RepairAction::RaiseGeneration(Generation(
                     record.generation.0 + 1,
                 ))));
             }
             if !names.insert((record.kind, record.name.clone())) {
-                let message = format!("there are two of the name {shown}");
+                let message = format!("two views have the name {shown}");
                 self.report(Finding::new(Kind::View, message), PathHint::None, 0..0);
             }
             let number = self.views.kept.partition_point(|g| *g < record.generation);
-            let (inodes, pages, record_bytes) = self.totals.of(number);
-            let counted = (record.inodes, record.pages, record.record_bytes);
-            if counted != (inodes, pages, record_bytes) {
+            let totals = self.totals.in_view(number);
+            let recorded = ViewTotals {
+                inodes: record.inodes,
+                pages: record.pages,
+                record_bytes: record.record_bytes,
+            };
+            if recorded != totals {
+                let ViewTotals {
+                    inodes,
+                    pages,
+                    record_bytes,
+                } = totals;
                 let message = format!(
                     "{shown} counts {}, {} and {}, and has {inodes}, {pages} and {record_bytes}",
                     count(record.inodes, "inode"),
@@ -161,7 +184,8 @@ impl Run<'_> {
                     record_bytes,
                     ..record.clone()
                 };
-                let row = RepairAction::Row(Table::View, view.key.clone(), Some(record.encode()));
+                let row =
+                    RepairAction::SetRow(Table::View, view.key.clone(), Some(record.encode()));
                 self.set_repair(Some(row));
             }
         }
@@ -169,7 +193,11 @@ impl Run<'_> {
 
     /// Checks the volume's counters, after everything has been counted.
     pub(super) fn check_counters(&mut self, counters: &Counters) {
-        let (inodes, pages, record_bytes) = self.totals.of(self.views.live());
+        let ViewTotals {
+            inodes,
+            pages,
+            record_bytes,
+        } = self.totals.in_view(self.views.live());
         self.report.inodes = inodes;
         self.report.used_pages = pages;
         self.report.record_bytes = record_bytes;
@@ -182,7 +210,7 @@ impl Run<'_> {
                 PathHint::None,
                 self.live_only(),
             );
-            self.set_repair(Some(RepairAction::Generation(Generation(
+            self.set_repair(Some(RepairAction::RaiseGeneration(Generation(
                 frozen.0.saturating_add(1),
             ))));
         }
@@ -196,7 +224,7 @@ impl Run<'_> {
                 PathHint::None,
                 self.live_only(),
             );
-            self.set_repair(Some(RepairAction::UsedPages(pages)));
+            self.set_repair(Some(RepairAction::SetUsedPages(pages)));
         }
         if counters.record_bytes != record_bytes {
             let message = format!(
@@ -208,7 +236,7 @@ impl Run<'_> {
                 PathHint::None,
                 self.live_only(),
             );
-            self.set_repair(Some(RepairAction::RecordBytes(record_bytes)));
+            self.set_repair(Some(RepairAction::SetRecordBytes(record_bytes)));
         }
         if counters.inodes != inodes {
             let message = format!(
@@ -220,7 +248,7 @@ impl Run<'_> {
                 PathHint::None,
                 self.live_only(),
             );
-            self.set_repair(Some(RepairAction::Inodes(inodes)));
+            self.set_repair(Some(RepairAction::SetInodes(inodes)));
         }
     }
 
@@ -239,7 +267,7 @@ impl Run<'_> {
     /// Reports orphans that do not exist.
     pub(super) fn check_orphan_rows(&mut self) {
         for ino in std::mem::take(&mut self.orphans) {
-            if !self.orphans_seen.contains(&ino) {
+            if !self.existing_orphans.contains(&ino) {
                 let message = format!("inode {ino} is listed for removal and does not exist");
                 let finding = Finding::new(Kind::OrphanInUse, message).inode(ino);
                 self.report(finding, PathHint::None, self.live_only());
@@ -261,9 +289,9 @@ impl Run<'_> {
                         let finding = Finding::new(Kind::GarbageNumber, message).object(name);
                         self.report(finding, PathHint::None, 0..0);
                         self.set_repair(Some(match number {
-                            0..COUNT_MAX => RepairAction::NextGarbage(number + 1),
+                            0..COUNT_MAX => RepairAction::RaiseNextGarbage(number + 1),
                             // No row can follow it.
-                            _ => RepairAction::Row(Table::Garbage, key.clone(), None),
+                            _ => RepairAction::SetRow(Table::Garbage, key.clone(), None),
                         }));
                     }
                     self.garbage.insert(name, key);
@@ -289,16 +317,15 @@ impl Run<'_> {
     pub(super) fn check_root(&mut self) -> Result<(), CheckError> {
         let views = self.views.clone();
         let low = keys::inode(Ino::ROOT);
-        let mut groups =
-            super::stream::Groups::new(&self.stored, &views, Table::Inode, low.clone());
+        let mut groups = Groups::new(&self.stored, &views, Table::Inode, low.clone());
         let group = groups.next()?.filter(|group| group.logical == low);
         let versions = group.map(|group| group.versions).unwrap_or_default();
-        let there = |view| {
+        let exists = |view| {
             let mut versions = versions.iter();
-            versions.any(|version| version.value.is_some() && version.seen.contains(&view))
+            versions.any(|version| version.value.is_some() && version.seen_by.contains(&view))
         };
         for view in 0..=views.live() {
-            if !there(view) {
+            if !exists(view) {
                 let message = "there is no root directory";
                 let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT);
                 self.report(finding, PathHint::None, view..view + 1);

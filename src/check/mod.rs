@@ -3,7 +3,7 @@
 //!
 //! | file | what it checks |
 //! |---|---|
-//! | `stream` | nothing: streams of keys with all their versions, and which views see them |
+//! | `stream` | nothing: reads keys with all their versions, and which views see them |
 //! | `names`, `inodes` | names, link counts, sizes, pages, attributes, in all views at once |
 //! | `tree` | directories are below the root |
 //! | `history` | unneeded versions, records of changes |
@@ -15,9 +15,9 @@
 //! | `repair` | nothing: repairs what can be repaired without losing anything |
 //!
 //! The check reads one commit through its own access to the database ([`Stored`]), past every cache
-//! and without writing a byte. A volume that is in use stays in use meanwhile: its newest commit is
+//! and without writing a byte. A volume stays in use while it is checked: its newest commit is
 //! checked, and contents of that commit that seem damaged are verified again before they are
-//! reported, since they may have been given back ([`Live`]).
+//! reported, since their space may have been freed meanwhile ([`Live`]).
 //!
 //! Memory is bounded: 24 bytes for each name and 40 for each object up to
 //! [`CheckOptions::memory_bytes`], beyond which the tables are read more than once; 32 bytes for
@@ -37,7 +37,6 @@ mod stream;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -57,7 +56,7 @@ use crate::volume::{FreshVolume, META_NAME, Volume};
 use lists::{Totals, ViewRows};
 pub use repair::repair;
 pub use report::{Finding, Kind, Report, Severity};
-use stream::{Group, Version, Views};
+use stream::{Group, Version, ViewRange, Views};
 use tree::Tree;
 
 /// Maximum number of findings of one check that are reported one by one.
@@ -69,7 +68,7 @@ const CACHE_BYTES: usize = 16 << 20;
 /// Options of a check.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckOptions {
-    /// Threads that verify contents. 0 means one for each CPU; at most four for each CPU.
+    /// Number of threads that verify contents: 0 for one per CPU, and at most four per CPU.
     pub jobs: usize,
     /// Whether contents are verified too, which takes as long as reading them.
     pub contents: bool,
@@ -89,10 +88,10 @@ impl Default for CheckOptions {
 
 impl CheckOptions {
     fn threads(&self) -> usize {
-        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         match self.jobs {
-            0 => all,
-            jobs => jobs.min(4 * all),
+            0 => cpus,
+            jobs => jobs.min(4 * cpus),
         }
     }
 }
@@ -140,10 +139,10 @@ pub enum CheckError {
     #[error("the backing store failed: {0}")]
     Io(#[from] std::io::Error),
     /// The repairs are on disk, but the platform keystore could not record that.
-    #[error("what was done is on disk, but the platform keystore could not record it: {0}")]
+    #[error("the repairs are on disk, but the platform keystore could not record that: {0}")]
     NotRemembered(#[source] KeyError),
     /// A bug in this program.
-    #[error("a fault of this program")]
+    #[error("a bug in this program")]
     Fault,
 }
 
@@ -183,86 +182,89 @@ pub struct Subject<'a> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum RepairAction {
     /// Sets the number of links.
-    Links {
+    SetLinks {
         ino: Ino,
         nlink: u32,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
     /// Sets the number of pages.
-    Pages {
+    SetPages {
         ino: Ino,
         pages: u64,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
     /// Raises the size to cover the contents.
-    Size {
+    RaiseSize {
         ino: Ino,
         at_least: u64,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
     /// Sets the parent of a directory.
-    Parent {
+    SetParent {
         ino: Ino,
         parent: Ino,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
     /// Gives the inode a name in `lost+found`.
-    Name { ino: Ino },
-    /// Removes names that lead to the inode.
-    NamesOf { ino: Ino, seen: Range<usize> },
-    /// Removes names in an inode that is not a directory.
-    NamesIn { ino: Ino, seen: Range<usize> },
+    GiveName { ino: Ino },
+    /// Removes all names that lead to the inode.
+    RemoveNamesOf { ino: Ino, seen_by: ViewRange },
+    /// Removes all names in an inode that is not a directory.
+    RemoveNamesIn { ino: Ino, seen_by: ViewRange },
     /// Sets the kind that names record.
-    KindOf {
+    SetKindInNames {
         ino: Ino,
         kind: FileKind,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
     /// Removes all names of a directory but one.
-    OneName {
+    KeepOneName {
         ino: Ino,
         parent: Ino,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
-    /// Moves a directory out of its cycle.
-    Detach { ino: Ino },
+    /// Moves a directory out of a cycle, to `lost+found`.
+    LeaveCycle { ino: Ino },
     /// Creates an inode for contents without one.
-    Remake {
+    CreateInode {
         ino: Ino,
         size: u64,
-        seen: Range<usize>,
+        seen_by: ViewRange,
     },
     /// Removes extended attributes.
-    AttributesOf { ino: Ino, seen: Range<usize> },
-    /// Raises the number of the next inode.
-    NextInode(Ino),
-    /// Raises the number of the next row of `garbage`.
-    NextGarbage(u64),
-    /// Raises the live generation above this one.
-    Generation(Generation),
+    RemoveAttributes { ino: Ino, seen_by: ViewRange },
+    /// Raises the number of the next inode to this one.
+    RaiseNextInode(Ino),
+    /// Raises the number of the next row of `garbage` to this one.
+    RaiseNextGarbage(u64),
+    /// Raises the live generation to this one.
+    RaiseGeneration(Generation),
     /// Removes the inode from the orphans.
     ForgetOrphan(Ino),
-    /// Sets or removes a row of an unversioned table.
-    Row(Table, Vec<u8>, Option<Vec<u8>>),
-    /// Moves a name to the position where a lookup finds it.
-    Rehash(Vec<u8>),
-    /// Removes versions that no view needs.
-    Prune(Table, Vec<u8>),
+    /// Sets the row of an unversioned table with this key, or removes it.
+    SetRow(Table, Vec<u8>, Option<Vec<u8>>),
+    /// Moves the name with this key to a position where a lookup finds it.
+    MoveName(Vec<u8>),
+    /// Removes the versions of a key that no view needs.
+    PruneVersions(Table, Vec<u8>),
     /// Sets the volume's count of used pages.
-    UsedPages(u64),
+    SetUsedPages(u64),
     /// Sets the volume's count of bytes of records.
-    RecordBytes(u64),
+    SetRecordBytes(u64),
     /// Sets the volume's count of inodes.
-    Inodes(u64),
+    SetInodes(u64),
     /// Unlinks an object.
     Unlink(ObjectName),
 }
 
-/// Where the paths of a finding can be found.
+/// From what the paths of a finding are determined.
 #[derive(Clone, Debug)]
 enum PathHint {
+    /// The finding has no paths.
     None,
+    /// All names of the inode.
     Inode(Ino),
+    /// One name.
     Entry { parent: Ino, name: Vec<u8> },
 }
 
@@ -271,7 +273,7 @@ enum PathHint {
 struct Pending {
     finding: Finding,
     path_hint: PathHint,
-    seen: Range<usize>,
+    seen_by: ViewRange,
     repair: Option<RepairAction>,
 }
 
@@ -291,20 +293,29 @@ struct Run<'a> {
     /// True if a restore is under way, so that the live view is inconsistent.
     half_restored: bool,
     pending: Vec<Pending>,
-    dropped: bool,
+    /// True if the last finding was not added to `pending`.
+    last_omitted: bool,
     report: Report,
     totals: Totals,
     tree: Tree,
     orphans: Vec<Ino>,
-    orphans_seen: BTreeSet<Ino>,
+    /// Orphans that exist in the live view.
+    existing_orphans: BTreeSet<Ino>,
+    /// Objects that wait to be removed, with the keys of their rows.
     garbage: BTreeMap<ObjectName, Vec<u8>>,
     /// Number of malformed keys.
     malformed: u64,
-    /// The last position of a name in a directory that was read, and the views that see a name
-    /// there.
-    last_position: Option<(Ino, u32, Vec<Range<usize>>)>,
+    last_position: Option<NamePosition>,
     undecodable_extents: bool,
     pages_to_verify: u64,
+}
+
+/// A position in a directory, and the views that see a name there.
+#[derive(Debug)]
+struct NamePosition {
+    parent: Ino,
+    position: u32,
+    seen_by: Vec<ViewRange>,
 }
 
 /// Result of a check.
@@ -387,7 +398,8 @@ pub(crate) fn run_offline(
     }
 }
 
-/// Opens the metadata, or reports why it cannot be read.
+/// Opens the metadata. The report says what is wrong with it as a whole; without metadata, why it
+/// cannot be read.
 fn open_stored(
     volume: &Volume,
     store: &dyn Store,
@@ -402,14 +414,14 @@ fn open_stored(
     };
     let file = match store.open(&StorePath::new(META_NAME), OpenMode::Read) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return unreadable(report, &"it is not there", Vec::new());
+            return unreadable(report, &"it does not exist", Vec::new());
         }
         other => other?,
     };
     report.bytes = file.len()?;
     let file = match MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()) {
         Err(SealedError::Io(error)) => return Err(error.into()),
-        Err(error) => return unreadable(report, &error, vec![Range { start: 0, end: 1 }]),
+        Err(error) => return unreadable(report, &error, std::iter::once(0..1).collect()),
         Ok(file) => Arc::new(file),
     };
     // A copy may be older than the keystore's record.
@@ -425,9 +437,10 @@ fn open_stored(
     let ahead = checkpoint::newest(store, volume.keys.active()).unwrap_or_default();
     let ahead = ahead.map(|(checkpoint, _)| checkpoint);
     if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
-        let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);
         let message = format!(
-            "its metadata is of commit {found}, and there is a checkpoint of commit {known}"
+            "its metadata is of commit {}, and there is a checkpoint of commit {}",
+            newest.unwrap_or_default().0,
+            ahead.sequence.0
         );
         report
             .findings
@@ -473,7 +486,7 @@ fn check_slots(file: &MetaFile, is_clean: bool, report: &mut Report) {
     }
 }
 
-/// Checks what was opened.
+/// Checks one commit. The findings are added to `report`.
 pub(crate) fn run(
     stored: Arc<Stored>,
     subject: &Subject<'_>,
@@ -484,11 +497,11 @@ pub(crate) fn run(
     let rows = ViewRows::read(&stored)?;
     let views = rows.views();
     let prefix = |generation: &Generation| {
-        let found = rows
-            .kept
+        rows.kept
             .iter()
-            .find(|view| view.record.generation == *generation);
-        found.map(lists::KeptView::prefix).unwrap_or_default()
+            .find(|view| view.record.generation == *generation)
+            .map(lists::KeptView::prefix)
+            .unwrap_or_default()
     };
     report.views = rows.kept.len() as u64;
     let counters = stored.counters().clone();
@@ -504,11 +517,11 @@ pub(crate) fn run(
         leaving: rows.leaving,
         half_restored: counters.restoring != Generation(0),
         pending: Vec::new(),
-        dropped: false,
+        last_omitted: false,
         report,
         tree: Tree::default(),
         orphans: Vec::new(),
-        orphans_seen: BTreeSet::new(),
+        existing_orphans: BTreeSet::new(),
         garbage: BTreeMap::new(),
         malformed: 0,
         last_position: None,
@@ -546,7 +559,7 @@ impl Run<'_> {
             let message = format!("{} keys are malformed", self.malformed);
             self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
         }
-        self.leave_out_what_is_guessed();
+        self.drop_unfounded_findings();
         if self.options.contents {
             self.check_contents()?;
             self.check_checkpoints()?;
@@ -564,15 +577,15 @@ impl Run<'_> {
         })
     }
 
-    /// Where rows could not be read, what follows from their absence says nothing.
-    fn leave_out_what_is_guessed(&mut self) {
+    /// If rows could not be read, drops the findings that their absence may have caused.
+    fn drop_unfounded_findings(&mut self) {
         if !self.stored.gaps().is_empty() {
             self.pending
                 .retain(|pending| pending.finding.kind == Kind::Record);
             self.report.omitted = 0;
             self.report.omitted_faults = 0;
             let message =
-                "some records cannot be read: the others are not compared with each other";
+                "some records cannot be read, so the others are not compared with each other";
             self.report(
                 Finding::new(Kind::NotCompared, message),
                 PathHint::None,
@@ -591,7 +604,7 @@ impl Run<'_> {
         }
     }
 
-    fn live_only(&self) -> Range<usize> {
+    fn live_only(&self) -> ViewRange {
         self.views.live()..self.views.live() + 1
     }
 
@@ -607,12 +620,12 @@ impl Run<'_> {
         keys::name_hash(&self.stored.counters().hash_key, name)
     }
 
-    /// Adds a finding about what these views see.
-    fn report(&mut self, finding: Finding, path_hint: PathHint, seen: Range<usize>) {
-        self.dropped = true;
-        // One half of the live view is restored already and the other is not.
-        let of_half = self.half_restored && seen == self.live_only();
-        if of_half && finding.severity > Severity::Note {
+    /// Adds a finding that concerns these views.
+    fn report(&mut self, finding: Finding, path_hint: PathHint, seen_by: ViewRange) {
+        self.last_omitted = true;
+        // Only a part of the live view has been restored.
+        let is_expected = self.half_restored && seen_by == self.live_only();
+        if is_expected && finding.severity > Severity::Note {
             return;
         }
         if self.pending.len() >= FINDINGS_MAX {
@@ -620,24 +633,24 @@ impl Run<'_> {
             self.report.omitted_faults += u64::from(finding.severity > Severity::Note);
             return;
         }
-        self.dropped = false;
+        self.last_omitted = false;
         self.pending.push(Pending {
             finding,
             path_hint,
-            seen,
+            seen_by,
             repair: None,
         });
     }
 
     /// Sets the action that would repair the last finding.
     fn set_repair(&mut self, repair: Option<RepairAction>) {
-        if let Some(last) = self.pending.last_mut().filter(|_| !self.dropped) {
+        if let Some(last) = self.pending.last_mut().filter(|_| !self.last_omitted) {
             last.repair = repair;
         }
     }
 
     /// Reports a record of an inode that cannot be decoded.
-    fn undecodable(&mut self, table: Table, group: &Group, version: &Version, ino: Ino) {
+    fn report_undecodable(&mut self, table: Table, group: &Group, version: &Version, ino: Ino) {
         self.undecodable_extents |= table == Table::Extent;
         let message = format!(
             "a record of the table {} and generation {} cannot be read (key {})",
@@ -646,6 +659,6 @@ impl Run<'_> {
             hex::encode(&group.logical)
         );
         let finding = Finding::new(Kind::Record, message).inode(ino);
-        self.report(finding, PathHint::Inode(ino), version.seen.clone());
+        self.report(finding, PathHint::Inode(ino), version.seen_by.clone());
     }
 }

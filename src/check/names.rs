@@ -7,15 +7,13 @@
 //! If there are more events than fit into the available memory, those of the larger inodes wait for
 //! another pass over the names.
 
-use std::ops::Range;
-
 use crate::ids::Ino;
 use crate::meta::keys;
 use crate::meta::records::{DirentRecord, FileKind};
 
 use super::report::{Finding, Kind};
-use super::stream::{Group, Version};
-use super::{CheckError, PathHint, RepairAction, Run};
+use super::stream::{Group, Version, ViewRange};
+use super::{CheckError, NamePosition, PathHint, RepairAction, Run};
 
 /// What an event counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -38,7 +36,7 @@ pub(super) struct Event {
     pub(super) role: Role,
     /// The kind that the name records.
     pub(super) kind: u8,
-    pub(super) more: i32,
+    pub(super) difference: i32,
 }
 
 const _: () = assert!(size_of::<Event>() == 24);
@@ -52,7 +50,7 @@ pub(super) struct Events {
     limit: usize,
     from: Ino,
     /// Events of this inode and of larger ones wait for another pass.
-    pub(super) until: Ino,
+    until: Ino,
 }
 
 impl Events {
@@ -81,15 +79,15 @@ impl Events {
     fn compact(&mut self) {
         self.list.sort_unstable();
         self.list.dedup_by(|next, first| {
-            let same =
+            let counted =
                 |event: &Event| (event.ino, event.parent, event.view, event.role, event.kind);
-            let equal = same(next) == same(first);
+            let equal = counted(next) == counted(first);
             if equal {
-                first.more += next.more;
+                first.difference += next.difference;
             }
             equal
         });
-        self.list.retain(|event| event.more != 0);
+        self.list.retain(|event| event.difference != 0);
     }
 
     fn drop_upper_half(&mut self) {
@@ -107,7 +105,7 @@ impl Events {
         self.list.retain(|event| event.ino < until);
     }
 
-    /// All events, ordered by inode.
+    /// All events, ordered by inode, and the first inode whose events wait for another pass.
     pub(super) fn finish(mut self) -> (Vec<Event>, Ino) {
         self.compact();
         (self.list, self.until)
@@ -136,22 +134,22 @@ impl Run<'_> {
     pub(super) fn count_names(
         &mut self,
         group: &Group,
-        first_reading: bool,
+        first_pass: bool,
         events: &mut Events,
     ) -> Result<(), CheckError> {
         let Some(named) = dirent_key(&group.logical) else {
-            self.malformed += u64::from(first_reading);
+            self.malformed += u64::from(first_pass);
             return Ok(());
         };
-        if first_reading {
+        if first_pass {
             self.totals.add_records(keys::Table::Dirent, group);
             self.check_name(group, &named);
             self.check_history(keys::Table::Dirent, group)?;
         }
         for (version, value) in group.present() {
             let Some(entry) = DirentRecord::decode(value) else {
-                if first_reading {
-                    self.undecodable(keys::Table::Dirent, group, version, named.parent);
+                if first_pass {
+                    self.report_undecodable(keys::Table::Dirent, group, version, named.parent);
                 }
                 continue;
             };
@@ -168,10 +166,10 @@ impl Run<'_> {
         events: &mut Events,
     ) {
         let is_directory = entry.kind == FileKind::Directory;
-        let ends = version.seen.end <= self.views.live();
-        let steps = [(version.seen.start, 1), (version.seen.end, -1)];
-        for (view, more) in steps.into_iter().take(1 + usize::from(ends)) {
-            if version.seen.is_empty() {
+        let ends = version.seen_by.end <= self.views.live();
+        let differences = [(version.seen_by.start, 1), (version.seen_by.end, -1)];
+        for (view, difference) in differences.into_iter().take(1 + usize::from(ends)) {
+            if version.seen_by.is_empty() {
                 break;
             }
             let view = view as u16;
@@ -181,7 +179,7 @@ impl Run<'_> {
                 view,
                 role: Role::Name,
                 kind: entry.kind as u8,
-                more,
+                difference,
             });
             events.push(Event {
                 ino: named.parent,
@@ -193,30 +191,32 @@ impl Run<'_> {
                     Role::Other
                 },
                 kind: 0,
-                more,
+                difference,
             });
         }
     }
 
-    /// True if a view sees another name of the directory at the same position. Only names that came
-    /// before are compared: names are read in the order of positions.
+    /// True if a view sees another name of the directory at the same position. Names are read in the
+    /// order of positions, so only those at the last position are compared.
     fn shares_position(&mut self, group: &Group, named: &DirentKey<'_>) -> bool {
-        let seen = group.present().map(|(version, _)| version.seen.clone());
-        let seen: Vec<_> = seen.filter(|seen| !seen.is_empty()).collect();
-        let place = (named.parent, named.position);
+        let seen_by = group.present().map(|(version, _)| version.seen_by.clone());
+        let seen_by: Vec<_> = seen_by.filter(|seen_by| !seen_by.is_empty()).collect();
         match &mut self.last_position {
-            Some((parent, position, before)) if (*parent, *position) == place => {
-                let overlap = |one: &Range<usize>| {
-                    before
-                        .iter()
-                        .any(|other| one.start < other.end && other.start < one.end)
+            Some(last) if (last.parent, last.position) == (named.parent, named.position) => {
+                let overlaps = |one: &ViewRange| {
+                    let mut others = last.seen_by.iter();
+                    others.any(|other| one.start < other.end && other.start < one.end)
                 };
-                let is_shared = seen.iter().any(overlap);
-                before.extend(seen);
+                let is_shared = seen_by.iter().any(overlaps);
+                last.seen_by.extend(seen_by);
                 is_shared
             }
             last => {
-                *last = Some((named.parent, named.position, seen));
+                *last = Some(NamePosition {
+                    parent: named.parent,
+                    position: named.position,
+                    seen_by,
+                });
                 false
             }
         }
@@ -228,7 +228,7 @@ impl Run<'_> {
         };
         let hash = self.name_hash(named.name);
         let is_shared = self.shares_position(group, named);
-        let why = match named.name {
+        let reason = match named.name {
             b"" => "it is empty",
             b"." | b".." => "it has a special meaning",
             name if name.len() > 255 => "it is longer than 255 bytes",
@@ -239,14 +239,17 @@ impl Run<'_> {
             _ if is_shared => "another name has its position in the directory",
             _ => return,
         };
-        let finding = Finding::new(Kind::NameMisplaced, format!("a name cannot be used: {why}"));
+        let finding = Finding::new(
+            Kind::NameMisplaced,
+            format!("a name cannot be used: {reason}"),
+        );
         let path_hint = PathHint::Entry {
             parent: named.parent,
             name: named.name.to_vec(),
         };
-        self.report(finding, path_hint, version.seen.clone());
+        self.report(finding, path_hint, version.seen_by.clone());
         if is_usable(named.name) {
-            self.set_repair(Some(RepairAction::Rehash(group.logical.clone())));
+            self.set_repair(Some(RepairAction::MoveName(group.logical.clone())));
         }
     }
 }
@@ -263,14 +266,14 @@ fn is_usable(name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn event(ino: u64, view: u16, more: i32) -> Event {
+    fn event(ino: u64, view: u16, difference: i32) -> Event {
         Event {
             ino: Ino(ino),
             parent: Ino(0),
             view,
             role: Role::Name,
             kind: 1,
-            more,
+            difference,
         }
     }
 
@@ -286,8 +289,8 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_waits_and_nothing_is_lost() {
-        let (mut from, mut seen, mut readings) = (Ino(0), Vec::new(), 0);
+    fn events_that_do_not_fit_wait_and_none_is_lost() {
+        let (mut from, mut seen, mut passes) = (Ino(0), Vec::new(), 0);
         loop {
             let mut events = Events::new(64, from);
             for ino in 0..1000u64 {
@@ -297,15 +300,15 @@ mod tests {
             let (list, until) = events.finish();
             assert!(list.iter().all(|event| (from..until).contains(&event.ino)));
             seen.extend(list);
-            readings += 1;
+            passes += 1;
             if until == EVERY_INODE {
                 break;
             }
             from = until;
         }
-        assert!(readings > 10, "{readings}");
+        assert!(passes > 10, "{passes}");
         assert!(seen.is_sorted());
-        let total: i64 = seen.iter().map(|event| i64::from(event.more)).sum();
+        let total: i64 = seen.iter().map(|event| i64::from(event.difference)).sum();
         assert_eq!(total, 2000);
         assert_eq!(
             seen.iter().filter(|event| event.ino == Ino(500)).count(),

@@ -3,8 +3,8 @@
 //! Each named object takes 40 bytes, in bounded memory: if there are more than fit, those in later
 //! folders wait for another pass over the extents.
 
-use super::report::{Finding, Kind};
-use super::stream::{Group, Groups};
+use super::report::{Finding, Kind, Severity};
+use super::stream::{Group, Groups, ViewRange};
 use super::{CheckError, PathHint, RepairAction, Run};
 use crate::ids::{ChunkIndex, FolderNumber, Ino};
 use crate::meta::keys::{self, Table};
@@ -60,20 +60,34 @@ impl Names {
     }
 }
 
-/// Pages of each object that some version of an extent names, with the views of those versions.
-pub(super) fn parts_of(group: &Group) -> Vec<(PartId, PageSet, std::ops::Range<usize>)> {
-    let mut parts: Vec<(PartId, PageSet, std::ops::Range<usize>)> = Vec::new();
+/// The pages of an object that versions of an extent name.
+pub(super) struct PartUse {
+    pub(super) id: PartId,
+    pub(super) pages: PageSet,
+    /// From the first view that sees such a version to the last.
+    pub(super) seen_by: ViewRange,
+}
+
+/// The objects that versions of an extent name.
+pub(super) fn parts_of(group: &Group) -> Vec<PartUse> {
+    let mut parts: Vec<PartUse> = Vec::new();
     for (version, value) in group.present() {
         let Some(ExtentRecord::Parts { parts: named, .. }) = ExtentRecord::decode(value) else {
             continue;
         };
         for part in named {
-            match parts.iter_mut().find(|(id, _, _)| *id == part.id) {
-                Some((_, pages, seen)) => {
-                    pages.union(&part.pages);
-                    *seen = seen.start.min(version.seen.start)..seen.end.max(version.seen.end);
+            let seen_by = version.seen_by.clone();
+            match parts.iter_mut().find(|known| known.id == part.id) {
+                Some(known) => {
+                    known.pages.union(&part.pages);
+                    known.seen_by.start = known.seen_by.start.min(seen_by.start);
+                    known.seen_by.end = known.seen_by.end.max(seen_by.end);
                 }
-                None => parts.push((part.id, part.pages, version.seen.clone())),
+                None => parts.push(PartUse {
+                    id: part.id,
+                    pages: part.pages,
+                    seen_by,
+                }),
             }
         }
     }
@@ -109,7 +123,7 @@ impl Run<'_> {
         }
     }
 
-    fn read_names(&mut self, names: &mut Names, first: bool) -> Result<(), CheckError> {
+    fn read_names(&mut self, names: &mut Names, first_pass: bool) -> Result<(), CheckError> {
         let views = self.views.clone();
         let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
         while let Some(group) = groups.next()? {
@@ -117,13 +131,13 @@ impl Run<'_> {
             let Some((ino, chunk)) = keys::extent_parts(&group.logical) else {
                 continue;
             };
-            for (id, pages, _) in parts_of(&group) {
-                if first {
+            for part in parts_of(&group) {
+                if first_pass {
                     self.report.objects += 1;
-                    self.pages_to_verify += u64::from(pages.len());
+                    self.pages_to_verify += u64::from(part.pages.len());
                 }
                 names.push(ObjectUse {
-                    object: id.name,
+                    object: part.id.name,
                     ino,
                     chunk,
                 });
@@ -157,7 +171,7 @@ impl Run<'_> {
             let message = "it is listed for removal, and an extent names it";
             let finding = Finding::new(Kind::GarbageInUse, message).object(name);
             self.report(finding, PathHint::None, 0..0);
-            self.set_repair(Some(RepairAction::Row(Table::Garbage, row, None)));
+            self.set_repair(Some(RepairAction::SetRow(Table::Garbage, row, None)));
             self.garbage.remove(&name);
         }
     }
@@ -181,17 +195,17 @@ impl Run<'_> {
                 continue;
             }
             // Objects that are created while the volume is mounted are named later.
-            let fresh = self
+            let may_be_new = self
                 .subject
                 .live
                 .is_some_and(|live| folder >= live.first_folder());
-            if fresh || self.malformed > 0 || self.undecodable_extents {
+            if may_be_new || self.malformed > 0 || self.undecodable_extents {
                 continue;
             }
             let message = "no extent names it";
             let mut finding = Finding::new(Kind::ObjectUnnamed, message).object(name);
             if !self.stored.counters().clean {
-                finding.severity = super::report::Severity::Note;
+                finding.severity = Severity::Note;
             }
             self.report(finding, PathHint::None, 0..0);
             self.set_repair(Some(RepairAction::Unlink(name)));
@@ -202,6 +216,5 @@ impl Run<'_> {
 
 fn contains(names: &[ObjectUse], name: ObjectName) -> bool {
     let first = names.partition_point(|named| named.object < name);
-    let found = names.get(first);
-    found.is_some_and(|named| named.object == name)
+    names.get(first).is_some_and(|named| named.object == name)
 }

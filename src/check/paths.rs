@@ -4,10 +4,9 @@
 //! findings. A directory's record names its parent.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 
 use super::names::dirent_key;
-use super::stream::{Group, Groups};
+use super::stream::{Group, Groups, ViewRange};
 use super::{CheckError, PathHint, Run};
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
@@ -17,7 +16,7 @@ use crate::meta::records::{DirentRecord, InodeRecord};
 const PATHS_MAX: usize = 8;
 /// Maximum number of names kept for one inode.
 const NAMES_MAX: usize = 16;
-/// Deeper than any tree that system calls could have made.
+/// Maximum depth of a path. No sequence of system calls makes a deeper tree.
 const DEPTH_MAX: usize = 4096;
 
 /// A name and its directory, in some views.
@@ -25,11 +24,19 @@ const DEPTH_MAX: usize = 4096;
 struct NameAt {
     parent: Ino,
     name: Vec<u8>,
-    seen: Range<usize>,
+    seen_by: ViewRange,
 }
 
-/// Parent and name of directories, by inode and view.
-type Known = HashMap<(Ino, usize), Option<(Ino, Vec<u8>)>>;
+/// The name of a directory.
+#[derive(Clone, Debug)]
+struct DirectoryName {
+    parent: Ino,
+    name: Vec<u8>,
+}
+
+/// Names of directories that have been looked up, by inode and view. `None` for a directory that
+/// has none.
+type Known = HashMap<(Ino, usize), Option<DirectoryName>>;
 
 impl Run<'_> {
     /// Adds paths to all findings.
@@ -52,13 +59,13 @@ impl Run<'_> {
                 PathHint::Entry { parent, name } => vec![NameAt {
                     parent: *parent,
                     name: name.clone(),
-                    seen: pending.seen.clone(),
+                    seen_by: pending.seen_by.clone(),
                 }],
                 PathHint::Inode(ino) => names.get(ino).cloned().unwrap_or_default(),
             };
-            let seen = pending.seen.clone();
+            let seen_by = pending.seen_by.clone();
             let is_root = matches!(pending.path_hint, PathHint::Inode(ino) if ino == Ino::ROOT);
-            let paths = self.paths_of(&at, seen, is_root, &mut known)?;
+            let paths = self.paths_of(&at, seen_by, is_root, &mut known)?;
             self.pending[index].finding.paths = paths;
         }
         Ok(())
@@ -81,7 +88,7 @@ impl Run<'_> {
                     list.push(NameAt {
                         parent: named.parent,
                         name: named.name.to_vec(),
-                        seen: version.seen.clone(),
+                        seen_by: version.seen_by.clone(),
                     });
                 }
             }
@@ -93,16 +100,16 @@ impl Run<'_> {
     fn paths_of(
         &self,
         names: &[NameAt],
-        seen: Range<usize>,
+        seen_by: ViewRange,
         is_root: bool,
         known: &mut Known,
     ) -> Result<Vec<Vec<u8>>, CheckError> {
         let mut paths = Vec::new();
-        for view in seen.rev() {
+        for view in seen_by.rev() {
             if is_root {
                 paths.push(self.prefixed(view, &[]));
             }
-            for name in names.iter().filter(|name| name.seen.contains(&view)) {
+            for name in names.iter().filter(|name| name.seen_by.contains(&view)) {
                 if paths.len() < PATHS_MAX
                     && let Some(path) = self.path_to(name, view, known)?
                 {
@@ -116,6 +123,7 @@ impl Run<'_> {
         Ok(paths)
     }
 
+    /// A path from the root of the volume, for a path from the root of a view.
     fn prefixed(&self, view: usize, path: &[u8]) -> Vec<u8> {
         let mut entry = Vec::new();
         if let Some(prefix) = self.prefixes.get(view) {
@@ -143,19 +151,19 @@ impl Run<'_> {
             if parts.len() > DEPTH_MAX {
                 return Ok(None);
             }
-            let place = match known.get(&(at, view)) {
-                Some(place) => place.clone(),
+            let directory = match known.get(&(at, view)) {
+                Some(directory) => directory.clone(),
                 None => {
-                    let place = self.directory_in(at, view)?;
-                    known.insert((at, view), place.clone());
-                    place
+                    let directory = self.directory_name(at, view)?;
+                    known.insert((at, view), directory.clone());
+                    directory
                 }
             };
-            let Some((parent, name)) = place else {
+            let Some(directory) = directory else {
                 return Ok(None);
             };
-            parts.push(name);
-            at = parent;
+            parts.push(directory.name);
+            at = directory.parent;
         }
         let mut path = Vec::new();
         for part in parts.iter().rev() {
@@ -165,14 +173,14 @@ impl Run<'_> {
         Ok(Some(path))
     }
 
-    /// The parent of a directory, and its name there.
-    fn directory_in(&self, ino: Ino, view: usize) -> Result<Option<(Ino, Vec<u8>)>, CheckError> {
+    /// The name of a directory in a view, if it has one.
+    fn directory_name(&self, ino: Ino, view: usize) -> Result<Option<DirectoryName>, CheckError> {
         let low = keys::inode(ino);
         let mut inodes = Groups::new(&self.stored, &self.views, Table::Inode, low.clone());
         let Some(group) = inodes.next()?.filter(|group| group.logical == low) else {
             return Ok(None);
         };
-        let record = seen_by(&group, view).and_then(InodeRecord::decode);
+        let record = value_in(&group, view).and_then(InodeRecord::decode);
         let Some(parent) = record.map(|record| record.parent) else {
             return Ok(None);
         };
@@ -180,19 +188,21 @@ impl Run<'_> {
         let mut names = Groups::new(&self.stored, &self.views, Table::Dirent, low);
         while names.peek_ino()? == Some(parent) {
             let Some(group) = names.next()? else { break };
-            let entry = seen_by(&group, view).and_then(DirentRecord::decode);
+            let entry = value_in(&group, view).and_then(DirentRecord::decode);
             if entry.is_some_and(|entry| entry.ino == ino)
                 && let Some(named) = dirent_key(&group.logical)
             {
-                return Ok(Some((parent, named.name.to_vec())));
+                let name = named.name.to_vec();
+                return Ok(Some(DirectoryName { parent, name }));
             }
         }
         Ok(None)
     }
 }
 
-fn seen_by(group: &Group, view: usize) -> Option<&[u8]> {
+/// The value of a record in a view.
+fn value_in(group: &Group, view: usize) -> Option<&[u8]> {
     let mut present = group.present();
-    let found = present.find(|(version, _)| version.seen.contains(&view));
-    found.map(|(_, value)| value)
+    let seen = present.find(|(version, _)| version.seen_by.contains(&view));
+    seen.map(|(_, value)| value)
 }

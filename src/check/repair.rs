@@ -1,26 +1,25 @@
 //! Repairs what can be repaired without losing anything.
 //!
-//! Each round checks the metadata, makes the changes that the findings ask for, and commits them,
-//! all or none. What follows from a change (link counts, counters) is found by the next round. A
-//! power cut leaves the volume as the rounds before it made it, possibly including the current one.
-//! A finding counts as repaired if it is gone when nothing more can be done.
+//! Each round checks the metadata and commits the changes that the findings ask for, all or none.
+//! The next round finds what follows from them (link counts, counters). After a power cut the
+//! volume is as the completed rounds left it; the current round may be among them. A finding counts
+//! as repaired if the last round no longer finds it.
 //!
 //! Nothing is guessed: pages that do not open and records that cannot be decoded stay as they are,
 //! and while some of the metadata cannot be read, nothing is changed at all. An inode that has lost
 //! its name gets one in `lost+found`.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::names::dirent_key;
 use super::report::{Finding, Kind, Report};
-use super::stream::{Group, Groups, Version, Views};
+use super::stream::{Group, Groups, Version, ViewRange, Views};
 use super::{
     CheckError, CheckOptions, CheckProgress, Outcome, RepairAction, Subject, lists::ViewRows, run,
     run_offline,
 };
-use crate::ids::{Generation, Ino};
+use crate::ids::Ino;
 use crate::meta::keys::{self, Table, VersionedKey};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, ObjectName, TOMBSTONE, Timespec};
 use crate::meta::repair::Corrections;
@@ -31,12 +30,14 @@ use crate::sealed::MetaFile;
 use crate::store::{OpenMode, StorePath};
 use crate::volume::{META_NAME, Volume};
 
-/// Maximum number of rounds: what is left after them cannot be repaired.
-const ROUNDS: usize = 16;
+/// Maximum number of rounds. Findings that are left after them cannot be repaired.
+const ROUNDS_MAX: usize = 16;
 /// The directory in the root for inodes that have lost their name.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
-/// Maximum number of objects that are open meanwhile.
-const OPEN_OBJECTS: usize = 16;
+/// Maximum number of objects that are open at the same time.
+const OPEN_OBJECTS_MAX: usize = 16;
+/// Cache of the database in bytes.
+const CACHE_BYTES: usize = 16 << 20;
 
 /// Checks a volume that is not in use, and repairs what can be repaired. The caller has it open for
 /// writing, without a filesystem on it.
@@ -50,20 +51,20 @@ pub fn repair(
     progress: &dyn CheckProgress,
 ) -> Result<Report, CheckError> {
     let first = run_offline(volume, options, progress)?;
-    let unsure = |finding: &Finding| {
+    let forbids_repair = |finding: &Finding| {
         matches!(
             finding.kind,
             Kind::Metadata | Kind::RolledBack | Kind::HalfRestored
         )
     };
-    if first.repairs.is_empty() || first.report.findings.iter().any(unsure) {
+    if first.repairs.is_empty() || first.report.findings.iter().any(forbids_repair) {
         return Ok(first.report);
     }
     let repairer = Repairer::open(volume)?;
     let before = first.report;
     let mut repairs = first.repairs;
     let mut after = before.clone();
-    for _ in 0..ROUNDS {
+    for _ in 0..ROUNDS_MAX {
         if repairs.is_empty() {
             break;
         }
@@ -81,7 +82,7 @@ pub fn repair(
 
 /// The first report, updated with the findings of the last one.
 fn merged(mut before: Report, after: Report) -> Report {
-    let of_contents = |kind: Kind| {
+    let is_never_repaired = |kind: Kind| {
         matches!(
             kind,
             Kind::ObjectMissing
@@ -101,8 +102,8 @@ fn merged(mut before: Report, after: Report) -> Report {
             && (one.ino.is_some() || one.object.is_some() || one.message == other.message)
     };
     for finding in &mut before.findings {
-        let stays = after.findings.iter().any(|other| same(finding, other));
-        finding.repaired = !stays && !of_contents(finding.kind);
+        let persists = after.findings.iter().any(|other| same(finding, other));
+        finding.repaired = !persists && !is_never_repaired(finding.kind);
     }
     let is_new = |finding: &Finding| !before.findings.iter().any(|other| same(finding, other));
     let new: Vec<Finding> = after.findings.into_iter().filter(is_new).collect();
@@ -124,13 +125,20 @@ struct Repairer<'a> {
     was_clean: bool,
 }
 
-/// The directory of a name, its key, and the views that see it.
-type NameIn = (Ino, Vec<u8>, Range<usize>);
+/// A name that leads to a directory.
+struct DirectoryName {
+    /// The directory that contains the name.
+    parent: Ino,
+    /// The name's logical key.
+    logical: Vec<u8>,
+    seen_by: ViewRange,
+}
 
 /// A change of a name.
+#[derive(Clone, Copy)]
 enum NameChange {
     Remove,
-    Kind(FileKind),
+    SetKind(FileKind),
 }
 
 impl<'a> Repairer<'a> {
@@ -141,18 +149,19 @@ impl<'a> Repairer<'a> {
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
         let meta = Arc::new(Meta::open_for_repair(
             file.map_err(std::io::Error::from)?,
-            16 << 20,
+            CACHE_BYTES,
         )?);
         let was_clean = meta.counters().clean;
         if !was_clean {
-            // If only the process ended, what it wrote may be in the kernel's memory only.
+            // If the process that wrote the volume died, its writes may be in the kernel's memory
+            // only.
             volume.store.sync_all()?;
         }
         let contents = Contents::new(
             Arc::clone(&meta),
             Arc::clone(&volume.store),
             Arc::clone(&volume.keys),
-            OPEN_OBJECTS,
+            OPEN_OBJECTS_MAX,
         );
         Ok(Self {
             volume,
@@ -212,13 +221,13 @@ impl<'a> Repairer<'a> {
         let is_number = |repair: &&RepairAction| {
             matches!(
                 repair,
-                RepairAction::NextInode(_)
-                    | RepairAction::NextGarbage(_)
-                    | RepairAction::Generation(_)
+                RepairAction::RaiseNextInode(_)
+                    | RepairAction::RaiseNextGarbage(_)
+                    | RepairAction::RaiseGeneration(_)
             )
         };
         for repair in repairs.iter().filter(is_number) {
-            self.meta.correct(&correction(repair));
+            self.meta.correct(&corrections(repair));
         }
         self.change_names(&stored, &views, repairs)?;
         let mut unlink = Vec::new();
@@ -230,9 +239,9 @@ impl<'a> Repairer<'a> {
         self.commit()?;
         if let Err(error) = self.record_in_keystore(false) {
             // If this persists, closing reports it too.
-            tracing::warn!(%error, "while the volume is repaired");
+            tracing::warn!(%error, "the platform keystore does not know of a round of repairs");
         }
-        // Only objects that were not named before the commit either.
+        // No record named these objects before this commit either.
         for name in unlink {
             self.contents.objects().unlink(name)?;
         }
@@ -246,56 +255,72 @@ impl<'a> Repairer<'a> {
         repair: &RepairAction,
         unlink: &mut Vec<ObjectName>,
     ) -> Result<(), CheckError> {
-        let inode = |ino: &Ino, seen: &Range<usize>, change: &dyn Fn(&mut InodeRecord)| {
-            self.amend_inode(views, *ino, seen, change)
+        let amend = |ino: &Ino, seen_by: &ViewRange, change: &dyn Fn(&mut InodeRecord)| {
+            self.amend_inode(views, *ino, seen_by, change)
         };
         let mut batch = Batch::new();
         match repair {
-            RepairAction::Links { ino, nlink, seen } => {
-                inode(ino, seen, &|inode| inode.nlink = *nlink)?;
+            RepairAction::SetLinks {
+                ino,
+                nlink,
+                seen_by,
+            } => {
+                amend(ino, seen_by, &|inode| inode.nlink = *nlink)?;
             }
-            RepairAction::Pages { ino, pages, seen } => {
-                inode(ino, seen, &|inode| inode.pages = *pages)?;
+            RepairAction::SetPages {
+                ino,
+                pages,
+                seen_by,
+            } => {
+                amend(ino, seen_by, &|inode| inode.pages = *pages)?;
             }
-            RepairAction::Parent { ino, parent, seen } => {
-                inode(ino, seen, &|inode| inode.parent = *parent)?;
+            RepairAction::SetParent {
+                ino,
+                parent,
+                seen_by,
+            } => {
+                amend(ino, seen_by, &|inode| inode.parent = *parent)?;
             }
-            RepairAction::Size {
+            RepairAction::RaiseSize {
                 ino,
                 at_least,
-                seen,
-            } => inode(ino, seen, &|inode| inode.size = inode.size.max(*at_least))?,
-            RepairAction::Name { ino } | RepairAction::Detach { ino } => self.give_name(*ino)?,
-            RepairAction::Remake { ino, size, seen } if seen.contains(&views.live()) => {
+                seen_by,
+            } => amend(ino, seen_by, &|inode| {
+                inode.size = inode.size.max(*at_least)
+            })?,
+            RepairAction::GiveName { ino } | RepairAction::LeaveCycle { ino } => {
+                self.give_name(*ino)?
+            }
+            RepairAction::CreateInode { ino, size, seen_by } if seen_by.contains(&views.live()) => {
                 let record = recovered_inode(FileKind::Regular, *size);
                 self.meta.put_inode(&mut batch, *ino, &record)?;
             }
-            RepairAction::AttributesOf { ino, seen } => {
-                self.remove_attributes(views, *ino, seen)?;
+            RepairAction::RemoveAttributes { ino, seen_by } => {
+                self.remove_attributes(views, *ino, seen_by)?;
             }
             RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, *ino, false),
-            RepairAction::Row(table, key, value) => {
+            RepairAction::SetRow(table, key, value) => {
                 let value = value.clone();
                 self.meta.set_row(&mut batch, *table, key.clone(), value);
             }
-            RepairAction::Prune(table, logical) => {
+            RepairAction::PruneVersions(table, logical) => {
                 self.meta.prune(&mut batch, *table, logical)?;
             }
-            RepairAction::Rehash(logical) => self.rehash(&mut batch, logical)?,
+            RepairAction::MoveName(logical) => self.move_name(&mut batch, logical)?,
             RepairAction::Unlink(name) => unlink.push(*name),
-            RepairAction::UsedPages(_)
-            | RepairAction::RecordBytes(_)
-            | RepairAction::Inodes(_)
-            | RepairAction::NextInode(_)
-            | RepairAction::NextGarbage(_)
-            | RepairAction::Generation(_) => {
-                self.meta.correct(&correction(repair));
+            RepairAction::SetUsedPages(_)
+            | RepairAction::SetRecordBytes(_)
+            | RepairAction::SetInodes(_)
+            | RepairAction::RaiseNextInode(_)
+            | RepairAction::RaiseNextGarbage(_)
+            | RepairAction::RaiseGeneration(_) => {
+                self.meta.correct(&corrections(repair));
             }
-            RepairAction::Remake { .. }
-            | RepairAction::NamesOf { .. }
-            | RepairAction::NamesIn { .. }
-            | RepairAction::KindOf { .. }
-            | RepairAction::OneName { .. } => {}
+            RepairAction::CreateInode { .. }
+            | RepairAction::RemoveNamesOf { .. }
+            | RepairAction::RemoveNamesIn { .. }
+            | RepairAction::SetKindInNames { .. }
+            | RepairAction::KeepOneName { .. } => {}
         }
         if !batch.is_empty() {
             self.meta.apply(batch)?;
@@ -315,39 +340,40 @@ impl<'a> Repairer<'a> {
             .map(|(generation, value)| Version {
                 generation,
                 value: (value != TOMBSTONE).then_some(value),
-                seen: 0..0,
+                seen_by: 0..0,
             })
             .collect();
-        Group::see(&mut versions, views);
+        Group::set_seen_by(&mut versions, views);
         Ok(versions)
     }
 
-    /// Changes what these views see of a key; `None` removes it. If others see the version too, the
-    /// live view gets a newer version on top, and kept views keep theirs.
+    /// Changes the values of a key that these views see; `change` returns the new value, or `None`
+    /// to remove it. A version that other views see too is not changed: if the live view is to be
+    /// changed, it gets a newer version, and kept views keep theirs.
     fn amend(
         &self,
         views: &Views,
         table: Table,
         logical: &[u8],
-        seen: &Range<usize>,
+        seen_by: &ViewRange,
         change: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
     ) -> Result<(), CheckError> {
         let mut batch = Batch::new();
         let versions = self.versions(views, table, logical)?;
-        let mut below = false;
+        let mut is_present = false;
         for version in &versions {
-            let covered = below;
-            below = version.value.is_some();
+            let was_present = is_present;
+            is_present = version.value.is_some();
             let Some(value) = &version.value else {
                 continue;
             };
-            let within = !version.seen.is_empty()
-                && seen.start <= version.seen.start
-                && version.seen.end <= seen.end;
-            let live = version.seen.contains(&views.live()) && seen.contains(&views.live());
+            let only_these = !version.seen_by.is_empty()
+                && seen_by.start <= version.seen_by.start
+                && version.seen_by.end <= seen_by.end;
+            let live = version.seen_by.contains(&views.live()) && seen_by.contains(&views.live());
             let changed = change(value);
-            if within {
-                let value = changed.or_else(|| covered.then(|| TOMBSTONE.to_vec()));
+            if only_these {
+                let value = changed.or_else(|| was_present.then(|| TOMBSTONE.to_vec()));
                 let version = VersionedKey {
                     logical,
                     generation: version.generation,
@@ -365,11 +391,11 @@ impl<'a> Repairer<'a> {
         &self,
         views: &Views,
         ino: Ino,
-        seen: &Range<usize>,
+        seen_by: &ViewRange,
         change: &dyn Fn(&mut InodeRecord),
     ) -> Result<(), CheckError> {
         let key = keys::inode(ino);
-        self.amend(views, Table::Inode, &key, seen, &|value| {
+        self.amend(views, Table::Inode, &key, seen_by, &|value| {
             let Some(mut record) = InodeRecord::decode(value) else {
                 return Some(value.to_vec());
             };
@@ -389,7 +415,7 @@ impl<'a> Repairer<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut several: BTreeMap<Ino, Vec<NameIn>> = BTreeMap::new();
+        let mut several: BTreeMap<Ino, Vec<DirectoryName>> = BTreeMap::new();
         let mut groups = Groups::new(stored, views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
             let Some(named) = dirent_key(&group.logical) else {
@@ -400,27 +426,31 @@ impl<'a> Repairer<'a> {
                     continue;
                 };
                 if wanted.one.contains_key(&entry.ino) {
-                    let one = (named.parent, group.logical.clone(), version.seen.clone());
-                    several.entry(entry.ino).or_default().push(one);
+                    several.entry(entry.ino).or_default().push(DirectoryName {
+                        parent: named.parent,
+                        logical: group.logical.clone(),
+                        seen_by: version.seen_by.clone(),
+                    });
                 }
-                if let Some((seen, change)) = wanted.change_of(named.parent, entry.ino, version) {
-                    self.change_name(views, &group.logical, &seen, &change)?;
+                if let Some((seen_by, change)) = wanted.change_of(named.parent, entry.ino, version)
+                {
+                    self.change_name(views, &group.logical, seen_by, change)?;
                 }
             }
         }
         for (ino, names) in several {
-            let Some((parent, seen)) = wanted.one.get(&ino) else {
+            let Some((parent, seen_by)) = wanted.one.get(&ino) else {
                 continue;
             };
-            let seen_names = names.iter().filter(|(_, _, by)| by.contains(&views.live()));
-            let keep = seen_names
+            let live_names = names.iter().filter(|n| n.seen_by.contains(&views.live()));
+            let kept = live_names
                 .clone()
-                .find(|(at, _, _)| at == parent)
-                .or_else(|| seen_names.clone().next())
+                .find(|name| name.parent == *parent)
+                .or_else(|| live_names.clone().next())
                 .filter(|_| ino != Ino::ROOT)
-                .map(|(_, logical, _)| logical.clone());
-            for (_, logical, _) in seen_names.filter(|(_, l, _)| Some(l) != keep.as_ref()) {
-                self.change_name(views, logical, seen, &NameChange::Remove)?;
+                .map(|name| &name.logical);
+            for name in live_names.filter(|name| Some(&name.logical) != kept) {
+                self.change_name(views, &name.logical, seen_by, NameChange::Remove)?;
             }
         }
         Ok(())
@@ -430,21 +460,26 @@ impl<'a> Repairer<'a> {
         &self,
         views: &Views,
         logical: &[u8],
-        seen: &Range<usize>,
-        change: &NameChange,
+        seen_by: &ViewRange,
+        change: NameChange,
     ) -> Result<(), CheckError> {
-        self.amend(views, Table::Dirent, logical, seen, &|value| match change {
-            NameChange::Remove => None,
-            NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
-                let kind = *kind;
-                DirentRecord { kind, ..entry }.encode()
-            }),
-        })
+        self.amend(
+            views,
+            Table::Dirent,
+            logical,
+            seen_by,
+            &|value| match change {
+                NameChange::Remove => None,
+                NameChange::SetKind(kind) => {
+                    DirentRecord::decode(value).map(|entry| DirentRecord { kind, ..entry }.encode())
+                }
+            },
+        )
     }
 
-    /// Moves all versions of a name to a position where a lookup finds it and no other name is,
-    /// unless it is there too.
-    fn rehash(&self, batch: &mut Batch, logical: &[u8]) -> Result<(), CheckError> {
+    /// Moves all versions of a name to a free position where a lookup finds it. Does nothing if the
+    /// directory has the same name at such a position, too.
+    fn move_name(&self, batch: &mut Batch, logical: &[u8]) -> Result<(), CheckError> {
         let Some(named) = dirent_key(logical) else {
             return Ok(());
         };
@@ -452,19 +487,19 @@ impl<'a> Repairer<'a> {
         let hash = self.meta.name_hash(named.name);
         let mut free = None;
         for position in hash..hash + keys::PROBE_LIMIT {
-            let right = keys::dirent(parent, position, named.name);
-            if right != logical && !self.meta.versions(Table::Dirent, &right)?.is_empty() {
+            let candidate = keys::dirent(parent, position, named.name);
+            if candidate != logical && !self.meta.versions(Table::Dirent, &candidate)?.is_empty() {
                 return Ok(());
             }
             if free.is_none() && self.meta.is_position_free(parent, position)? {
-                free = Some(right);
+                free = Some(candidate);
             }
         }
-        let Some(right) = free else {
+        let Some(free) = free else {
             return Ok(());
         };
         for (generation, value) in self.meta.versions(Table::Dirent, logical)? {
-            for (logical, value) in [(&right[..], Some(value)), (logical, None)] {
+            for (logical, value) in [(&free[..], Some(value)), (logical, None)] {
                 let version = VersionedKey {
                     logical,
                     generation,
@@ -479,11 +514,11 @@ impl<'a> Repairer<'a> {
         &self,
         views: &Views,
         ino: Ino,
-        seen: &Range<usize>,
+        seen_by: &ViewRange,
     ) -> Result<(), CheckError> {
         for name in self.meta.xattr_names(ino, View::LIVE)? {
             let key = keys::xattr(ino, &name);
-            self.amend(views, Table::Xattr, &key, seen, &|_| None)?;
+            self.amend(views, Table::Xattr, &key, seen_by, &|_| None)?;
         }
         Ok(())
     }
@@ -535,8 +570,8 @@ impl<'a> Repairer<'a> {
             return Ok(None);
         };
         if let Some(entry) = self.meta.dirent(Ino::ROOT, LOST_AND_FOUND, View::LIVE)?
-            && let Some(found) = self.meta.inode(entry.ino, View::LIVE)?
-            && found.kind == FileKind::Directory
+            && let Some(inode) = self.meta.inode(entry.ino, View::LIVE)?
+            && inode.kind == FileKind::Directory
         {
             return Ok(Some(entry.ino));
         }
@@ -573,27 +608,31 @@ fn recovered_inode(kind: FileKind, size: u64) -> InodeRecord {
     }
 }
 
-fn correction(repair: &RepairAction) -> Corrections {
+/// The counters that an action sets.
+fn corrections(repair: &RepairAction) -> Corrections {
     let mut to = Corrections::default();
     match repair {
-        RepairAction::UsedPages(pages) => to.used_pages = Some(*pages),
-        RepairAction::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
-        RepairAction::Inodes(inodes) => to.inodes = Some(*inodes),
-        RepairAction::NextInode(ino) => to.next_ino = Some(*ino),
-        RepairAction::NextGarbage(number) => to.next_garbage = Some(*number),
-        RepairAction::Generation(generation) => to.generation = Some(Generation(generation.0)),
+        RepairAction::SetUsedPages(pages) => to.used_pages = Some(*pages),
+        RepairAction::SetRecordBytes(bytes) => to.record_bytes = Some(*bytes),
+        RepairAction::SetInodes(inodes) => to.inodes = Some(*inodes),
+        RepairAction::RaiseNextInode(ino) => to.next_ino = Some(*ino),
+        RepairAction::RaiseNextGarbage(number) => to.next_garbage = Some(*number),
+        RepairAction::RaiseGeneration(generation) => to.generation = Some(*generation),
         _ => {}
     }
     to
 }
 
-/// Changes of names, by the inode that they lead to or by the directory that they are in.
+/// All changes of names in one round, each with the views that it concerns.
 struct NameChanges {
-    of: BTreeMap<Ino, Range<usize>>,
-    within: BTreeMap<Ino, Range<usize>>,
-    kind: BTreeMap<Ino, (FileKind, Range<usize>)>,
-    /// Directories that keep one name, with the directory in which the name is preferred.
-    one: BTreeMap<Ino, (Ino, Range<usize>)>,
+    /// Inodes that lose the names that lead to them.
+    of: BTreeMap<Ino, ViewRange>,
+    /// Inodes that lose the names in them.
+    within: BTreeMap<Ino, ViewRange>,
+    /// Inodes of which the names are to record this kind.
+    kind: BTreeMap<Ino, (FileKind, ViewRange)>,
+    /// Directories that keep one name, with the parent in which the name is preferred.
+    one: BTreeMap<Ino, (Ino, ViewRange)>,
 }
 
 impl NameChanges {
@@ -607,14 +646,20 @@ impl NameChanges {
         let live = views.live()..views.live() + 1;
         for repair in repairs {
             match repair.clone() {
-                RepairAction::NamesOf { ino, seen } => drop(this.of.insert(ino, seen)),
-                RepairAction::Detach { ino } => drop(this.of.insert(ino, live.clone())),
-                RepairAction::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
-                RepairAction::KindOf { ino, kind, seen } => {
-                    this.kind.insert(ino, (kind, seen));
+                RepairAction::RemoveNamesOf { ino, seen_by } => drop(this.of.insert(ino, seen_by)),
+                RepairAction::LeaveCycle { ino } => drop(this.of.insert(ino, live.clone())),
+                RepairAction::RemoveNamesIn { ino, seen_by } => {
+                    drop(this.within.insert(ino, seen_by))
                 }
-                RepairAction::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
-                    this.one.insert(ino, (parent, seen));
+                RepairAction::SetKindInNames { ino, kind, seen_by } => {
+                    this.kind.insert(ino, (kind, seen_by));
+                }
+                RepairAction::KeepOneName {
+                    ino,
+                    parent,
+                    seen_by,
+                } if seen_by.contains(&views.live()) => {
+                    this.one.insert(ino, (parent, seen_by));
                 }
                 _ => {}
             }
@@ -626,21 +671,26 @@ impl NameChanges {
         self.of.is_empty() && self.within.is_empty() && self.kind.is_empty() && self.one.is_empty()
     }
 
+    /// The change of a name in `parent` that leads to `ino`, and the views that it concerns.
     fn change_of(
         &self,
         parent: Ino,
         ino: Ino,
         version: &Version,
-    ) -> Option<(Range<usize>, NameChange)> {
-        let meets = |seen: &Range<usize>| {
-            seen.start.max(version.seen.start) < seen.end.min(version.seen.end)
+    ) -> Option<(&ViewRange, NameChange)> {
+        let overlaps = |seen_by: &ViewRange| {
+            seen_by.start.max(version.seen_by.start) < seen_by.end.min(version.seen_by.end)
         };
-        let gone = self.of.get(&ino).filter(|seen| meets(seen));
-        let gone = gone.or_else(|| self.within.get(&parent).filter(|seen| meets(seen)));
-        if let Some(seen) = gone {
-            return Some((seen.clone(), NameChange::Remove));
+        let removal = self.of.get(&ino).filter(|seen_by| overlaps(seen_by));
+        let removal =
+            removal.or_else(|| self.within.get(&parent).filter(|seen_by| overlaps(seen_by)));
+        if let Some(seen_by) = removal {
+            return Some((seen_by, NameChange::Remove));
         }
-        let (kind, seen) = self.kind.get(&ino).filter(|(_, seen)| meets(seen))?;
-        Some((seen.clone(), NameChange::Kind(*kind)))
+        let (kind, seen_by) = self
+            .kind
+            .get(&ino)
+            .filter(|(_, seen_by)| overlaps(seen_by))?;
+        Some((seen_by, NameChange::SetKind(*kind)))
     }
 }

@@ -10,7 +10,7 @@ use crate::meta::records::ObjectName;
 pub enum Severity {
     /// Not a fault: something that the next mount handles, or that is good to know.
     Note,
-    /// A fault without harm so far: a wrong number, or space that is not given back.
+    /// A fault without harm so far: a wrong number, or space that is not freed.
     Warning,
     /// Something is lost, unreachable, or would fail.
     Error,
@@ -64,7 +64,7 @@ kinds! {
     /// The metadata cannot be read: a page does not open, or the database does not match its
     /// checksums.
     Metadata => "metadata", Error;
-    /// The volume is older than this machine knows it to be.
+    /// The volume is an older copy of itself, as the keystore or a checkpoint shows.
     RolledBack => "rolled-back", Error;
     /// The metadata was not compared with itself, since some of it cannot be read.
     NotCompared => "not-compared", Note;
@@ -94,7 +94,7 @@ kinds! {
     NamesOfNoDirectory => "names-of-no-directory", Error;
     /// A directory has more than one name.
     DirectoryNames => "directory-names", Error;
-    /// A directory's parent is another one than the one that names it.
+    /// A directory's recorded parent is not the directory that names it.
     Parent => "parent", Error;
     /// A directory is not below the root.
     Detached => "detached", Error;
@@ -102,7 +102,7 @@ kinds! {
     NoName => "no-name", Error;
     /// An inode's link count is wrong.
     LinkCount => "link-count", Error;
-    /// An inode number, or something that belongs to one, that a new inode may get.
+    /// Records of an inode number that a new inode may get.
     InodeNumber => "inode-number", Error;
     /// An inode's page count is wrong.
     PageCount => "page-count", Warning;
@@ -148,7 +148,7 @@ kinds! {
     PageDamaged => "page-damaged", Error;
     /// An object sealed under a key set that the volume does not have.
     KeySetMissing => "key-set-missing", Error;
-    /// The backing filesystem could not read it.
+    /// The backing filesystem could not read an object.
     Unreadable => "unreadable", Error;
 }
 
@@ -270,10 +270,11 @@ impl Report {
             .filter(|finding| finding.severity > Severity::Note)
     }
 }
+
 /// A number with a regular noun: `1 page`, `2 pages`.
-pub(super) fn count(number: impl Into<i128>, one: &str) -> String {
+pub(super) fn count(number: impl Into<i128>, noun: &str) -> String {
     match number.into() {
-        1 => format!("1 {one}"),
-        number => format!("{number} {one}s"),
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
     }
 }

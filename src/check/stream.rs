@@ -11,13 +11,19 @@ use crate::meta::records::TOMBSTONE;
 use crate::meta::stored::Stored;
 
 /// Rows read at a time.
-const ROWS: usize = 1024;
+const ROWS_AT_A_TIME: usize = 1024;
 /// Bytes read at a time, not counting the last row.
-const BYTES: usize = 1 << 20;
+const ROWS_BYTES: usize = 1 << 20;
 
-/// The kept generations, numbered from 0, followed by the live view.
+/// Consecutive views by their numbers (see [`Views`]). An empty range means that no view is
+/// concerned.
+pub(super) type ViewRange = Range<usize>;
+
+/// The views of a volume. They are numbered from 0: first the kept ones in the order of their
+/// generations, then the live one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Views {
+    /// Generations of the kept views.
     pub(super) kept: Vec<Generation>,
 }
 
@@ -27,8 +33,9 @@ impl Views {
         self.kept.len()
     }
 
-    /// The views that see a version, if the next version has the generation `next`.
-    pub(super) fn seeing(&self, from: Generation, next: Option<Generation>) -> Range<usize> {
+    /// The views that see a version of generation `from`, if the next version has the generation
+    /// `next`.
+    pub(super) fn that_see(&self, from: Generation, next: Option<Generation>) -> ViewRange {
         let first = |generation| self.kept.partition_point(|kept| *kept < generation);
         first(from)..next.map_or(self.live() + 1, first)
     }
@@ -46,7 +53,7 @@ pub(super) struct Version {
     /// `None` if the key was removed.
     pub(super) value: Option<Vec<u8>>,
     /// The views that see it.
-    pub(super) seen: Range<usize>,
+    pub(super) seen_by: ViewRange,
 }
 
 /// All versions of a key, oldest first.
@@ -65,10 +72,10 @@ impl Group {
     }
 
     /// Determines which views see each version.
-    pub(super) fn see(versions: &mut [Version], views: &Views) {
+    pub(super) fn set_seen_by(versions: &mut [Version], views: &Views) {
         let mut next = None;
         for version in versions.iter_mut().rev() {
-            version.seen = views.seeing(version.generation, next);
+            version.seen_by = views.that_see(version.generation, next);
             next = Some(version.generation);
         }
     }
@@ -79,6 +86,7 @@ pub(super) struct Rows {
     stored: Arc<Stored>,
     table: Table,
     low: Vec<u8>,
+    /// Rows that have been read and not yet returned.
     ready: std::vec::IntoIter<Row>,
     done: bool,
 }
@@ -101,7 +109,9 @@ impl Rows {
         if self.done {
             return Ok(None);
         }
-        let rows = self.stored.read_rows(self.table, &self.low, ROWS, BYTES);
+        let rows = self
+            .stored
+            .read_rows(self.table, &self.low, ROWS_AT_A_TIME, ROWS_BYTES);
         match rows.last() {
             Some((last, _)) => {
                 self.low.clone_from(last);
@@ -118,6 +128,7 @@ impl Rows {
 pub(super) struct Groups<'a> {
     rows: Rows,
     views: &'a Views,
+    /// The first row of the next group, once started.
     ahead: Option<Row>,
     started: bool,
     /// Number of malformed keys.
@@ -145,7 +156,7 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// The logical key of the next group.
+    /// The logical key of the next group, which stays the next one.
     pub(super) fn peek(&mut self) -> Result<Option<&[u8]>, CheckError> {
         if !self.started {
             self.started = true;
@@ -173,7 +184,7 @@ impl<'a> Groups<'a> {
                     versions.push(Version {
                         generation: key.generation,
                         value: (value != TOMBSTONE).then_some(value),
-                        seen: 0..0,
+                        seen_by: 0..0,
                     });
                     self.ahead = self.next_row()?;
                 }
@@ -183,7 +194,7 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        Group::see(&mut versions, self.views);
+        Group::set_seen_by(&mut versions, self.views);
         Ok(Some(Group { logical, versions }))
     }
 }

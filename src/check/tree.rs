@@ -15,13 +15,13 @@ use crate::ids::Ino;
 pub(super) struct Directory {
     pub(super) ino: Ino,
     pub(super) parent: Ino,
-    /// Views that see it.
-    pub(super) seen: Range<u32>,
+    /// Views that see it: a [`ViewRange`](super::stream::ViewRange) in half the space.
+    pub(super) seen_by: Range<u32>,
     /// True if its link count is not 0. An unlinked directory ends a path upwards.
-    pub(super) named: bool,
+    pub(super) is_linked: bool,
 }
 
-/// All directories, ordered by inode.
+/// All versions of all directories, ordered by inode.
 #[derive(Debug, Default)]
 pub(super) struct Tree(Vec<Directory>);
 
@@ -38,9 +38,9 @@ impl Tree {
         self.0.push(directory);
     }
 
-    /// Views in which the visible directories change.
-    fn views(&self, live: usize) -> Vec<u32> {
-        let ends = self.0.iter().flat_map(|d| [d.seen.start, d.seen.end]);
+    /// Views that see other versions of directories than the view before them.
+    fn changing_views(&self, live: usize) -> Vec<u32> {
+        let ends = self.0.iter().flat_map(|d| [d.seen_by.start, d.seen_by.end]);
         let mut views: Vec<u32> = ends.filter(|view| *view as usize <= live).collect();
         views.sort_unstable();
         views.dedup();
@@ -49,18 +49,18 @@ impl Tree {
 
     fn find(&self, ino: Ino, view: u32) -> Option<usize> {
         let first = self.0.partition_point(|directory| directory.ino < ino);
-        let theirs = self.0[first..].iter().take_while(|d| d.ino == ino);
-        let found = theirs.into_iter().position(|d| d.seen.contains(&view));
-        found.map(|position| first + position)
+        let mut versions = self.0[first..].iter().take_while(|d| d.ino == ino);
+        let position = versions.position(|d| d.seen_by.contains(&view));
+        position.map(|position| first + position)
     }
 
     /// One directory of each cycle in a view.
     fn cycles(&self, view: u32) -> Vec<Ino> {
         let mut marks = vec![Mark::New; self.0.len()];
-        let mut found = Vec::new();
+        let mut cycles = Vec::new();
         let mut path: Vec<usize> = Vec::new();
         for start in 0..self.0.len() {
-            let mut at = Some(start).filter(|at| self.0[*at].seen.contains(&view));
+            let mut at = Some(start).filter(|at| self.0[*at].seen_by.contains(&view));
             while let Some(here) = at {
                 let directory = &self.0[here];
                 match marks[here] {
@@ -71,14 +71,14 @@ impl Tree {
                             .position(|other: &usize| *other == here)
                             .unwrap_or(0);
                         let inos = path[begin..].iter().map(|at| self.0[*at].ino);
-                        found.extend(inos.min());
+                        cycles.extend(inos.min());
                         break;
                     }
                     Mark::New => {}
                 }
                 marks[here] = Mark::OnPath;
                 path.push(here);
-                if directory.ino == Ino::ROOT || !directory.named {
+                if directory.ino == Ino::ROOT || !directory.is_linked {
                     break;
                 }
                 // A missing parent is reported elsewhere.
@@ -88,7 +88,7 @@ impl Tree {
                 marks[at] = Mark::Done;
             }
         }
-        found
+        cycles
     }
 }
 
@@ -97,17 +97,17 @@ impl Run<'_> {
     pub(super) fn check_tree(&mut self) -> Result<(), CheckError> {
         let live = self.views.live();
         let tree = std::mem::take(&mut self.tree);
-        let views = tree.views(live);
+        let views = tree.changing_views(live);
         for (position, view) in views.iter().enumerate() {
             self.check_cancelled()?;
             let until = views
                 .get(position + 1)
                 .map_or(live + 1, |next| *next as usize);
             for ino in tree.cycles(*view) {
-                let seen = *view as usize..until;
-                let repair = (until > live).then_some(RepairAction::Detach { ino });
+                let seen_by = *view as usize..until;
+                let repair = (until > live).then_some(RepairAction::LeaveCycle { ino });
                 let message = "it is in a cycle of directories that is not below the root";
-                self.report_inode(ino, Kind::Detached, message.to_owned(), seen, repair);
+                self.report_inode(ino, Kind::Detached, message.to_owned(), seen_by, repair);
             }
         }
         Ok(())
@@ -121,12 +121,12 @@ mod tests {
     #[test]
     fn cycles_are_found_once_and_in_their_views() {
         let mut tree = Tree::default();
-        let mut add = |ino, parent, seen: Range<u32>| {
+        let mut add = |ino, parent, seen_by: Range<u32>| {
             tree.add(Directory {
                 ino: Ino(ino),
                 parent: Ino(parent),
-                seen,
-                named: ino != 9,
+                seen_by,
+                is_linked: ino != 9,
             });
         };
         add(1, 1, 0..3);
@@ -138,7 +138,7 @@ mod tests {
         add(5, 3, 0..3);
         add(6, 5, 0..3);
         add(9, 7, 0..3);
-        assert_eq!(tree.views(2), [0, 1, 2]);
+        assert_eq!(tree.changing_views(2), [0, 1, 2]);
         assert!(tree.cycles(0).is_empty());
         assert_eq!(tree.cycles(1), [Ino(3)]);
         assert!(tree.cycles(2).is_empty());

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use super::directory::DirectoryId;
 use super::obstacle::Obstacle;
-use crate::fuse::mountinfo::device_name;
 use crate::sys::identity::effective_user;
+use crate::sys::mountinfo::device_name;
 
 /// Directories in which sockets of that user's daemons may be.
 pub(super) fn directories(uid: u32) -> Vec<PathBuf> {

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fuse::mountinfo::MountInfo;
 use crate::sys::files::{self, Access, FileType};
 use crate::sys::location::{Identity, Location, fixed_path, identity, location_info};
+use crate::sys::mountinfo::MountInfo;
 use crate::volume::LOCK_NAME;
 
 /// Device and inode of a directory: the identity of a volume, however its path is spelled.

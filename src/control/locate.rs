@@ -22,10 +22,11 @@ use super::obstacle::{Obstacle, refusal};
 use super::paths::possible_paths;
 use super::proof::{self, ProvenDaemon};
 use crate::diagnostics::{ExitCode, UserError, notice};
-use crate::fuse::mountinfo::{self, MountInfo};
+use crate::fuse::own_mounts;
 use crate::sys::deadline::{Deadlines, within_notifying};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
+use crate::sys::mountinfo::MountInfo;
 
 /// How long a daemon may take to connect and prove itself.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(8);
@@ -345,7 +346,7 @@ fn in_use_error(
 pub(crate) fn hinted_mounts(directory: &VolumeDirectory) -> Vec<MountInfo> {
     let is_directory =
         |source: &Path| DirectoryId::of_path(source).is_ok_and(|id| id == directory.id);
-    mountinfo::hinted(&[0, effective_user()], is_directory).unwrap_or_default()
+    own_mounts::with_source(&[0, effective_user()], is_directory).unwrap_or_default()
 }
 
 fn daemon_of_directory(directory: &VolumeDirectory) -> Result<ProvenDaemon, Vec<Obstacle>> {
@@ -440,7 +441,7 @@ mod tests {
             root: root.into(),
             dir: "/mnt".into(),
             options: String::new(),
-            filesystem: mountinfo::FILESYSTEM_TYPE.to_owned(),
+            filesystem: own_mounts::FILESYSTEM_TYPE.to_owned(),
             source: "/v".into(),
             super_options: format!("rw,user_id={owner}"),
         };

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use super::health::{DAEMON_DEAD, Health};
 use crate::diagnostics::{ExitCode, UserError, notice};
-use crate::fuse::mountinfo::{self, MountInfo};
+use crate::fuse::own_mounts::FILESYSTEM_TYPE;
 use crate::sys::deadline::{Deadlines, within_notifying};
 use crate::sys::location::Location;
+use crate::sys::mountinfo::MountInfo;
 use crate::sys::probe;
 
 /// How long a mount may take to answer a probe.
@@ -93,7 +94,7 @@ pub(crate) fn open_path(path: &Path) -> Result<Location, UserError> {
         return Err(
             UserError::new(ExitCode::System, format!("{doing}: {why}")).with_hint(format!(
                 "see which mounts are on the way: findmnt -t {}",
-                mountinfo::FILESYSTEM_TYPE
+                FILESYSTEM_TYPE
             )),
         );
     }

@@ -21,9 +21,9 @@ use crate::control::response::Response;
 use crate::control::wire::DecodeError;
 use crate::diagnostics::{COPY_HINT, ExitCode, OPENED_HINT, UserError};
 use crate::fs::{AccessTimes, Filesystem, FsError};
-use crate::fuse::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
+use crate::sys::mountinfo::MountInfo;
 use crate::sys::mounts::{self, MountFlags};
 
 /// Remounts the bilayer mount on `dir`: the options are applied on top of its current flags.

@@ -16,8 +16,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::fuse::mountinfo::device_name;
 use crate::sys::identity::effective_user;
+use crate::sys::mountinfo::device_name;
 
 const DIRECTORY: &str = "/run/mount";
 /// The field that names the helper for umount(8).

@@ -28,7 +28,7 @@ pub enum AccessTimes {
 }
 
 impl AccessTimes {
-    fn due(self, record: &InodeRecord, now: Timespec) -> bool {
+    fn is_due(self, record: &InodeRecord, now: Timespec) -> bool {
         const DAY_SECS: i64 = 86_400;
         match self {
             Self::Strict => true,
@@ -72,7 +72,7 @@ impl Filesystem {
     /// The inode cannot be read or changed. The read itself is not affected.
     pub fn accessed(&self, node: NodeId) -> Result<bool, Errno> {
         let now = Timespec::now();
-        let due = self.access_times.get().due(&self.inode(node)?, now);
+        let due = self.access_times.get().is_due(&self.inode(node)?, now);
         let may_change = node.is_live() && ViewsDirectory::of(node).is_none();
         if !due || !may_change || self.is_read_only() || self.meta.check_writable().is_err() {
             return Ok(false);

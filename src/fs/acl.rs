@@ -7,8 +7,8 @@
 //! Layout of the attribute (`linux/posix_acl_xattr.h`): version 2 (4 bytes), then entries of tag
 //! (2), permissions (2), id (4), all little-endian, in order of tag and id.
 
-use super::types::{FileKind, NodeId};
-use super::{Filesystem, live};
+use super::types::FileKind;
+use super::{Filesystem, live_node};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::Batch;
@@ -89,7 +89,7 @@ impl Acl {
     }
 
     /// The nine mode bits that correspond to the list.
-    fn mode(&self) -> u16 {
+    pub(super) fn mode(&self) -> u16 {
         let group = self
             .perm(MASK)
             .or_else(|| self.perm(GROUP_OBJ))
@@ -98,13 +98,13 @@ impl Acl {
     }
 
     /// True if the list is equivalent to the mode.
-    fn is_minimal(&self) -> bool {
+    pub(super) fn is_minimal(&self) -> bool {
         self.0.len() == 3
     }
 
-    /// Changes the permission classes: `change` maps the permissions of each entry and the mode
-    /// bits of its class.
-    fn change(&mut self, mode: u16, change: impl Fn(u16, u16) -> u16) {
+    /// Changes the entries that correspond to mode bits: `change` returns new permissions for the
+    /// permissions of an entry and the bits of its class in `mode`.
+    fn change_classes(&mut self, mode: u16, change: impl Fn(u16, u16) -> u16) {
         let group_class = if self.perm(MASK).is_some() {
             MASK
         } else {
@@ -123,17 +123,6 @@ impl Acl {
 }
 
 impl Filesystem {
-    /// The mode that an access ACL sets, and whether the ACL is equivalent to it.
-    pub(super) fn mode_of_acl(
-        &self,
-        node: NodeId,
-        value: &[u8],
-    ) -> Result<Option<(u16, bool)>, Errno> {
-        self.inode(node)?;
-        let acl = Acl::parse(value)?;
-        Ok(Some((acl.mode(), acl.is_minimal())))
-    }
-
     /// Updates an access ACL after a change of the mode.
     pub(super) fn acl_after_chmod(
         &self,
@@ -141,11 +130,11 @@ impl Filesystem {
         ino: Ino,
         perm: u16,
     ) -> Result<(), Errno> {
-        let Some(value) = self.value(live(ino)?, ACCESS)? else {
+        let Some(value) = self.xattr_value(live_node(ino)?, ACCESS)? else {
             return Ok(());
         };
         let mut acl = Acl::parse(&value).map_err(|_| Errno::EIO)?;
-        acl.change(perm, |_, bits| bits);
+        acl.change_classes(perm, |_, bits| bits);
         Ok(self
             .meta
             .put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?)
@@ -160,11 +149,11 @@ impl Filesystem {
         kind: FileKind,
         perm: u16,
     ) -> Result<Option<u16>, Errno> {
-        let Some(value) = self.value(live(parent)?, DEFAULT)? else {
+        let Some(value) = self.xattr_value(live_node(parent)?, DEFAULT)? else {
             return Ok(None);
         };
         let mut acl = Acl::parse(&value).map_err(|_| Errno::EIO)?;
-        acl.change(perm, |had, bits| had & bits);
+        acl.change_classes(perm, |perm, bits| perm & bits);
         if !acl.is_minimal() {
             self.meta
                 .put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?;
@@ -212,7 +201,7 @@ mod tests {
             (OTHER, 5, 0),
         ]);
         assert_eq!(list.mode(), 0o775);
-        list.change(0o640, |_, bits| bits);
+        list.change_classes(0o640, |_, bits| bits);
         assert_eq!(list.mode(), 0o640);
         assert_eq!(list.perm(GROUP_OBJ), Some(5));
     }

@@ -35,7 +35,7 @@ impl Filesystem {
                 let mut batch = Batch::new();
                 self.take_written(&mut batch, node)?;
                 self.amend_inode(&mut batch, node.ino(), |record| {
-                    change(record, changes, kill, now);
+                    apply_changes(record, changes, kill, now);
                 })?;
                 if let Some(perm) = changes.perm {
                     self.acl_after_chmod(&mut batch, node.ino(), perm)?;
@@ -80,7 +80,7 @@ impl Filesystem {
             if resizes || changes.mtime.is_none() {
                 record.mtime = now;
             }
-            change(record, changes, kill, now);
+            apply_changes(record, changes, kill, now);
         })?;
         drop(file);
         self.contents.forget(node.ino());
@@ -90,7 +90,8 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Removes the privileges from a file that a write by a process with these privileges removes.
+    /// Removes set-id bits and capabilities from a file, as a write by a process with these
+    /// privileges does.
     ///
     /// # Errors
     /// EROFS if nothing may change, or an error of the metadata.
@@ -154,22 +155,22 @@ impl Filesystem {
             let left = total.saturating_sub(self.contents.taken_pages());
             (free, available) = (free.min(left), available.min(left));
         }
-        // The largest number that programs hold in 32 bits. The volume can have more inodes.
-        const INODES: u64 = u32::MAX as u64;
+        // The volume can have more inodes, but some programs keep this number in 32 bits.
+        const INODES_MAX: u64 = u32::MAX as u64;
         Ok(StatFs {
             block_bytes: BLOCK_BYTES,
             blocks: blocks(total),
             blocks_free: blocks(free),
             blocks_available: blocks(available),
-            inodes: INODES,
-            inodes_free: INODES.saturating_sub(counters.inodes),
+            inodes: INODES_MAX,
+            inodes_free: INODES_MAX.saturating_sub(counters.inodes),
             name_max: super::NAME_BYTES_MAX as u32,
         })
     }
 }
 
 /// Applies everything but the size to a record.
-fn change(record: &mut InodeRecord, changes: &SetAttr, kill: Kill, now: Timespec) {
+fn apply_changes(record: &mut InodeRecord, changes: &SetAttr, kill: Kill, now: Timespec) {
     let time = |set: SetTime| match set {
         SetTime::Now => now,
         SetTime::At(time) => time,

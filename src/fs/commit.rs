@@ -8,7 +8,8 @@ use super::{Filesystem, FsError};
 use crate::errno::Errno;
 use crate::planted::{Bug, planted};
 
-/// How often a commit waits for files that were ordered meanwhile, before it keeps changes out.
+/// How often a commit syncs ordered files while changes may add further ones. After that it keeps
+/// changes out.
 const ORDERED_ROUNDS: u32 = 4;
 
 impl Filesystem {
@@ -37,7 +38,7 @@ impl Filesystem {
         }
     }
 
-    /// Makes everything durable, contents included, and gives back the space that this frees.
+    /// Makes everything durable, contents included, and frees the space of what was removed.
     pub(super) fn sync_everything(&self) -> Result<(), FsError> {
         self.contents.sync_all()?;
         if planted(Bug::UnlinkBeforeCommit) || planted(Bug::PunchBeforeCommit) {
@@ -61,21 +62,21 @@ impl Filesystem {
         self.sync_everything()
     }
 
-    /// Starts a commit if much is pending, and waits for it if very much is. Pending are changes of
-    /// the metadata, and written files and objects that wait for their sync.
+    /// Starts a commit if much is pending, and waits for it if twice as much is. Changes of the
+    /// metadata are pending, and written files and objects that wait for their sync.
     pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
         let pending = self.meta.pending_bytes();
         let files = self.contents.recent_bytes();
         let limit = self.pending_limit();
-        let most = limit.saturating_mul(2);
-        if pending > most {
+        let limit_to_wait = limit.saturating_mul(2);
+        if pending > limit_to_wait {
             return match self.commit_now().map_err(|error| error.errno()) {
                 // A deletion frees space. Other operations are refused where they request space.
                 Err(errno) if errno.is_full() && pending <= self.options.pending_bytes => Ok(()),
                 result => result,
             };
         }
-        if files > most {
+        if files > limit_to_wait {
             return match self.sync_everything().map_err(|error| error.errno()) {
                 // A deletion frees space.
                 Err(errno) if errno.is_full() => Ok(()),
@@ -93,6 +94,6 @@ impl Filesystem {
         let limit = self.options.pending_bytes;
         self.ballast
             .pending_bytes()
-            .map_or(limit, |most| most.min(limit))
+            .map_or(limit, |bytes| bytes.min(limit))
     }
 }

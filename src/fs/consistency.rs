@@ -1,10 +1,9 @@
 //! Handling of records that contradict each other, as those of a damaged volume or of a hostile
 //! image can.
 //!
-//! A live filesystem that finds a contradiction accepts no more changes: each of them would build
-//! on records of which it is unknown what else is wrong. The log names the inode, the caller gets
-//! EIO, and `check` reports the details. Kept views do not change, so there the operation only
-//! fails.
+//! A live filesystem that finds a contradiction accepts no more changes, since further records may
+//! be wrong. The log names the inode, the caller gets EIO, and `check` reports the details. Kept
+//! views do not change, so there the operation only fails.
 //!
 //! Names and inodes are read one after the other. A thread that holds neither a permit nor
 //! `namespace` may see an older name and a newer inode, so a contradiction counts only if both are

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::references::Access;
 use super::types::{
     BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec, WriteFlags,
 };
@@ -12,7 +13,7 @@ use crate::errno::Errno;
 use crate::object::{FILE_BYTES_MAX, File, FreedSpace};
 use crate::planted::{Bug, planted};
 
-/// A caller of which nothing is known except that it does not have root's rights.
+/// A caller without any right.
 const NOBODY: Caller = Caller {
     uid: u32::MAX,
     gid: u32::MAX,
@@ -26,19 +27,25 @@ impl Filesystem {
     /// EISDIR for a directory, ENXIO for a device or pipe, EROFS, ESTALE if the inode is gone, or
     /// an error of the metadata.
     pub fn open_file(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Handle, Errno> {
-        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        if writable || flags & libc::O_TRUNC != 0 {
+        let access = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => Access::Read,
+            _ => Access::Write,
+        };
+        if access == Access::Write || flags & libc::O_TRUNC != 0 {
             self.check_change(node)?;
         }
-        // In this order, since deleting a view checks in the opposite one.
-        self.references.opened(node, writable);
+        // The reference is counted before the view is looked up: deleting a view hides it first and
+        // then looks for references.
+        self.references.opened(node, access);
         let file = self.file_to_open(node).inspect_err(|_| {
-            self.closed(node, writable);
+            self.closed(node, access);
         })?;
-        let handle = self.handle().inspect_err(|_| self.closed(node, writable))?;
+        let handle = self
+            .allocate_handle()
+            .inspect_err(|_| self.closed(node, access))?;
         let open = OpenFile {
             file,
-            writable,
+            access,
             accessed: AtomicBool::new(flags & libc::O_NOATIME != 0),
         };
         self.open_files.write().insert(handle.0, Arc::new(open));
@@ -113,7 +120,7 @@ impl Filesystem {
     /// EBADF for an unknown handle, or the inode cannot be read or changed.
     pub fn closing(&self, node: NodeId, handle: Handle) -> Result<bool, Errno> {
         let open = self.open_handle(handle)?;
-        if open.writable || open.accessed.swap(true, Ordering::Relaxed) {
+        if open.access == Access::Write || open.accessed.swap(true, Ordering::Relaxed) {
             return Ok(false);
         }
         self.accessed(node)
@@ -140,11 +147,11 @@ impl Filesystem {
         let Some(open) = self.open_files.write().remove(&handle.0) else {
             return;
         };
-        let writable = open.writable;
+        let access = open.access;
         let view = open.file.view;
         drop(open);
         self.contents.forget_in(view, node.ino());
-        self.closed(node, writable);
+        self.closed(node, access);
     }
 
     /// Makes the file and its names durable.

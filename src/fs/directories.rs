@@ -4,6 +4,7 @@
 //! and no other entry of the directory has it. Offsets 0 and 1 are `.` and `..`; an entry at
 //! position p has offset p + 2. All offsets are below 2^31, so they fit into an `off_t` of 32 bits.
 
+use super::references::Access;
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId, ViewsDirectory};
 use super::{Filesystem, check_name, node_in};
 use crate::errno::Errno;
@@ -21,17 +22,17 @@ impl Filesystem {
     /// # Errors
     /// ENOTDIR for anything else, ESTALE if the inode is gone, or an error of the metadata.
     pub fn open_dir(&self, node: NodeId) -> Result<Handle, Errno> {
-        // In this order, since deleting a view checks in the opposite one.
-        self.references.opened(node, false);
-        let found = self.inode(node);
-        let result = match found {
-            Ok(record) if record.kind == FileKind::Directory => self.handle(),
+        // The reference is counted before the view is looked up: deleting a view hides it first and
+        // then looks for references.
+        self.references.opened(node, Access::Read);
+        let result = match self.inode(node) {
+            Ok(record) if record.kind == FileKind::Directory => self.allocate_handle(),
             Ok(_) => Err(Errno::ENOTDIR),
             Err(error) => Err(error),
         };
         match result {
             Ok(handle) => drop(self.open_directories.lock().insert(handle.0, node)),
-            Err(_) => self.closed(node, false),
+            Err(_) => self.closed(node, Access::Read),
         }
         result
     }
@@ -39,18 +40,19 @@ impl Filesystem {
     /// Closes a directory.
     pub fn release_dir(&self, node: NodeId, handle: Handle) {
         if self.open_directories.lock().remove(&handle.0).is_some() {
-            self.closed(node, false);
+            self.closed(node, Access::Read);
         }
     }
 
     /// Drops the reference of an open file or directory.
-    pub(super) fn closed(&self, node: NodeId, writable: bool) {
-        if self.references.closed(node, writable) {
+    pub(super) fn closed(&self, node: NodeId, access: Access) {
+        if self.references.closed(node, access) {
             self.remove_or_defer(node.ino());
         }
     }
 
-    /// Emits entries from `offset` on until `emit` returns false, which means that it has no space.
+    /// Calls `emit` with the entries from `offset` on, until it returns false because it has no
+    /// space.
     ///
     /// # Errors
     /// ENOTDIR for anything but a directory, ESTALE if it is gone, EIO for an undecodable record,
@@ -119,8 +121,8 @@ impl Filesystem {
         }
     }
 
-    /// Emits entries with their attributes. Every emitted entry but `.` and `..` counts as a
-    /// lookup.
+    /// Calls `emit` with entries and their attributes, until it returns false because it has no
+    /// space. Every entry that it accepts counts as a lookup, except `.` and `..`.
     ///
     /// # Errors
     /// ENOTDIR for anything but a directory, ESTALE if it is gone, EIO for an undecodable or
@@ -157,11 +159,11 @@ impl Filesystem {
             if counted {
                 self.references.looked_up(entry.node);
             }
-            let taken = emit(entry, &attr);
-            if counted && !taken {
+            let accepted = emit(entry, &attr);
+            if counted && !accepted {
                 self.forget(entry.node, 1);
             }
-            taken
+            accepted
         })?;
         failed.map_or(Ok(()), Err)
     }

@@ -30,7 +30,7 @@ use crate::store::read_only::{ReadOnlyStore, Scratch};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
-/// What a volume contains.
+/// The use of a volume's space, and its state, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// Inodes.
@@ -39,9 +39,8 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Bytes of sealed pages in use.
     pub contents_bytes: u64,
-    /// Bytes of the sealed pages of all views that are under key sets which the volume only reads
-    /// with: other holders of such a set can forge them. `None` if there is no such set, or the
-    /// pages cannot be counted.
+    /// Bytes of the sealed pages of all views that are under read-only key sets: other holders of
+    /// such a set can forge them. `None` if there is no such set, or the pages cannot be counted.
     pub read_only_set_bytes: Option<u64>,
     /// Limit of the bytes in use, if there is one.
     pub limit_bytes: Option<u64>,
@@ -49,7 +48,7 @@ pub struct Usage {
     pub generation: u64,
     /// The newest commit.
     pub sequence: u64,
-    /// Why nothing can be written any more, if that is so.
+    /// Why writing has ended, if it has.
     pub latched: Option<String>,
     /// Whether damage was found while reading.
     pub damaged: bool,
@@ -62,7 +61,7 @@ pub struct Usage {
 /// Upper bound of the folders that may have been created since the last commit.
 const FOLDERS_AHEAD: u64 = 1 << 20;
 
-/// The key set of the metadata: the active one, whatever the file claims.
+/// The key set of the metadata: the active one. The epoch that the file claims is ignored.
 fn metadata_set(volume: &Volume, file: &dyn StoreFile) -> Arc<KeySet> {
     let active = volume.keys.active();
     if planted(Bug::PageUnderAnySet) {
@@ -143,7 +142,7 @@ impl Filesystem {
             Err(older) if options.read_only && volume.is_copy() => {
                 tracing::warn!(%older, "an older copy of the volume is opened read-only");
             }
-            judged => judged?,
+            result => result?,
         }
         let meta = Arc::new(Meta::open(file, options.meta_cache_bytes)?);
         if options.read_only && meta.counters().restoring != Generation(0) {
@@ -208,8 +207,8 @@ impl Filesystem {
     pub fn accept_restored(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
         let store = &*volume.store;
         let file = store.open(&StorePath::new(META_NAME), OpenMode::Read)?;
-        // What the database writes when it opens stays in memory: an attempt that fails must not
-        // make the old metadata look newer than it is.
+        // Writes of the database when it opens stay in memory: an attempt that fails must not make
+        // the old metadata look newer than it is.
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
@@ -228,16 +227,12 @@ impl Filesystem {
         let known = volume.record.as_ref().map_or(Sequence(0), |r| r.sequence);
         let meta = Meta::open(file, meta_cache_bytes)?;
         let first = Sequence(meta.sequence().max(known).0.saturating_add(1));
-        let carried_on = slots
+        let newest = slots
             .iter()
             .map(|slot| slot.sequence)
             .max()
             .unwrap_or_default();
-        let renewed = volume.renew(
-            carried_on,
-            first,
-            &mut |file| Ok(meta.copy_committed(file)?),
-        )?;
+        let renewed = volume.renew(newest, first, &mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
         Ok(renewed)
     }
@@ -248,15 +243,15 @@ impl Filesystem {
             tracing::info!(
                 "the volume was not closed cleanly: looking for objects that nothing names"
             );
-            // If only the process ended, pages that it wrote may be in the kernel's memory only.
-            // They are read from now on, so an fsync must find them on the disk.
+            // If the process that wrote the volume died, its pages may be in the kernel's memory
+            // only. They are read from now on, so an fsync must make them durable.
             if !planted(Bug::NoSyncAfterKill) {
                 self.volume.store.sync_all()?;
             }
             self.remove_unnamed_objects()?;
         }
         self.finish_restore()?;
-        // A folder number far beyond the known ones was not given by this program.
+        // A folder number far beyond the known ones was not allocated by this program.
         let known = self.meta.counters().folder.0;
         let folders = self.contents.objects().folders()?.into_iter();
         let newest = folders
@@ -297,20 +292,20 @@ impl Filesystem {
                 named.extend(parts.iter().map(|part| part.id.name));
             }
         })?;
-        let mut swept = 0u64;
+        let mut removed = 0u64;
         for name in self.contents.objects().names()? {
             if named.contains(&name) {
                 continue;
             }
             match self.contents.objects().unlink(name) {
-                Ok(()) => swept += 1,
+                Ok(()) => removed += 1,
                 Err(error) => {
                     tracing::warn!(object = %name.object, %error, "an object could not be removed");
                 }
             }
         }
-        if swept > 0 {
-            tracing::info!(swept, "removed objects that were never committed");
+        if removed > 0 {
+            tracing::info!(removed, "removed objects that were never committed");
         }
         Ok(())
     }
@@ -321,7 +316,7 @@ impl Filesystem {
     /// Not everything could be made durable, or only the keystore's record could not be written
     /// ([`FsError::is_all_on_disk`]).
     pub fn close(&self) -> Result<(), FsError> {
-        // Views that are being created are finished first, and no further one begins.
+        // Waits for changes of views, and lets no further one begin.
         let _alone = self.long_changes.write();
         self.stop_background();
         let stopped = self.meta.latched();
@@ -367,7 +362,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// What the volume contains, for `status`.
+    /// The use of the volume's space, and its state.
     pub fn usage(&self) -> Usage {
         let counters = self.meta.counters();
         let contents_bytes = self.contents.used_pages() * PAGE_BYTES as u64;
@@ -386,6 +381,7 @@ impl Filesystem {
         }
     }
 
+    /// See [`Usage::read_only_set_bytes`].
     fn read_only_set_bytes(&self) -> Option<u64> {
         let active = self.volume.keys.active().epoch;
         if self.volume.keys.iter().all(|set| set.epoch == active) {

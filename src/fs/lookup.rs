@@ -20,7 +20,7 @@ impl Filesystem {
             return Err(Errno::ENAMETOOLONG);
         }
         let view = self.view(parent)?;
-        if let Some(node) = self.lookup_views(parent, name)? {
+        if let Some(node) = self.node_at_views(parent, name)? {
             return self.getattr(node);
         }
         let attr = match name {
@@ -57,7 +57,7 @@ impl Filesystem {
     pub(super) fn record_and_attr(&self, node: NodeId) -> Result<(InodeRecord, Attr), Errno> {
         // In this order: a file is dropped from memory only after it is published, so the record of
         // a file that is not in memory is complete.
-        let live = self.live(node);
+        let live = self.live_attr(node);
         let record = self.inode(node)?;
         let attr = self.attr_with(node, &record, live);
         Ok((record, attr))
@@ -77,6 +77,7 @@ impl Filesystem {
         }
     }
 
+    /// The parent of a directory.
     pub(super) fn parent_of(&self, node: NodeId) -> Result<Ino, Errno> {
         let record = self.inode(node)?;
         if record.kind == FileKind::Directory {
@@ -89,7 +90,7 @@ impl Filesystem {
     /// The attributes of an inode, from its record and from the state of a live file that is not in
     /// it yet.
     pub(super) fn attr(&self, node: NodeId, record: &InodeRecord) -> Attr {
-        self.attr_with(node, record, self.live(node))
+        self.attr_with(node, record, self.live_attr(node))
     }
 
     /// Distinguishes the files that the node's number has stood for. Ids of views are reused, and
@@ -103,7 +104,7 @@ impl Filesystem {
         view.map_or(0, |View(generation)| generation.0 & u64::from(u32::MAX))
     }
 
-    fn live(&self, node: NodeId) -> Option<LiveAttr> {
+    fn live_attr(&self, node: NodeId) -> Option<LiveAttr> {
         let live = node.is_live().then(|| self.contents.live(node.ino()));
         live.flatten()
     }
@@ -146,20 +147,20 @@ impl Filesystem {
         attr
     }
 
-    /// Allocated units of a file without pages. A small file is stored in its record. While
-    /// somebody may write, the kernel may hold contents that it has not sent, and a file without
-    /// any unit is taken for a hole by programs that look for holes that way (`tar --sparse`).
+    /// Allocated units of a file without pages. A small file is stored in its record. While a file
+    /// is open for writing, the kernel may hold contents that it has not sent; that counts as one
+    /// unit, since programs like `tar --sparse` treat a file without any unit as a hole.
     fn units_without_pages(&self, node: NodeId, size: u64) -> u64 {
-        let held = u64::from(self.references.has_writers(node));
+        let unsent = u64::from(self.references.has_writers(node));
         let is_inline = || {
             let view = self.view(node);
             view.is_ok_and(|view| self.contents.is_inline(view, node.ino()))
         };
         let inline = size <= INLINE_BYTES || is_inline();
         if inline {
-            held.max(size.min(INLINE_BYTES).div_ceil(UNIT_BYTES))
+            unsent.max(size.min(INLINE_BYTES).div_ceil(UNIT_BYTES))
         } else {
-            held
+            unsent
         }
     }
 }

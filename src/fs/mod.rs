@@ -2,10 +2,11 @@
 //!
 //! Invariants:
 //! - Names, link counts and directories change under one lock (`namespace`), and every record of
-//!   an inode under that inode's lock, so that each operation is one batch that happens or not.
-//! - An inode lives as long as it has a name, the kernel knows it, or it is open.
-//! - Permissions are the kernel's business (`default_permissions`); what it leaves to the
-//!   filesystem (set-id bits, sticky inheritance) is done here.
+//!   an inode under that inode's lock, so that each operation is one batch, applied as a whole or
+//!   not at all.
+//! - An inode exists as long as it has a name, the kernel knows it, or it is open.
+//! - The kernel checks permissions (`default_permissions`). The filesystem does what the kernel
+//!   leaves to it (set-id bits, inheritance of the group).
 //!
 //! One file per group of operations.
 
@@ -51,10 +52,10 @@ use crate::store::ballast::Ballast;
 use crate::store::os_error;
 use crate::volume::{Rollback, Volume, VolumeError};
 use access_times::AccessTimesNow;
-use references::References;
+use references::{Access, References};
 pub use snapshots::SnapshotDir;
 use types::ViewsDirectory;
-use types::{Handle, NodeId};
+use types::{DirentRef, Handle, NodeId};
 
 pub use access_times::AccessTimes;
 pub use lifecycle::Usage;
@@ -77,7 +78,7 @@ pub struct FilesystemOptions {
     pub meta_cache_bytes: usize,
     /// Maximum number of open objects.
     pub open_objects: usize,
-    /// Bytes of pending changes from which on a commit begins.
+    /// Bytes of pending changes beyond which a commit begins.
     pub pending_bytes: usize,
     /// When reading updates the access time.
     pub access_times: AccessTimes,
@@ -128,7 +129,7 @@ pub enum FsError {
     /// A restore is incomplete, and the volume may not be written to finish it.
     #[error("a restore from a snapshot was interrupted; the next writable mount finishes it")]
     HalfRestored,
-    /// The volume is older than the platform keystore knows it to be.
+    /// The volume is older than the platform keystore's record of it.
     #[error("the volume is not the newest state that this machine knows: {0}")]
     RolledBack(#[from] Rollback),
     /// Everything is on disk, but the platform keystore could not record it.
@@ -173,7 +174,7 @@ impl FsError {
 #[derive(Debug)]
 struct OpenFile {
     file: Arc<File>,
-    writable: bool,
+    access: Access,
     /// The access time has been checked since the file was opened.
     accessed: AtomicBool,
 }
@@ -195,7 +196,7 @@ pub struct Filesystem {
     next_handle: AtomicU64,
     /// Unlinked inodes that are to be removed in the background.
     pending_removals: Mutex<Vec<Ino>>,
-    /// How often space was reclaimed on a full disk. Held while it is.
+    /// How often space was reclaimed on a full disk. Held during a reclaim.
     reclaims: Mutex<u64>,
     background: Mutex<background::Background>,
     wake: Condvar,
@@ -217,7 +218,7 @@ pub struct Filesystem {
     /// the copy that a restore of one path is making.
     restoring: Mutex<()>,
     purge: Mutex<Purge>,
-    /// Held exclusively while hidden pages are given back.
+    /// Held exclusively while hidden pages are punched.
     trimming: RwLock<()>,
     cache: RwLock<Option<Arc<dyn KernelCache>>>,
     keystore: background::KeystoreState,
@@ -230,9 +231,8 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
     fn write_back(&self, nodes: &[NodeId]);
     /// True if the kernel trusts its cached size and times of a file over those in replies.
     fn trusts_cached_attrs(&self) -> bool;
-    /// Returns when the kernel has dropped these files and names (directory and name) from its
-    /// cache.
-    fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]);
+    /// Returns when the kernel has dropped these files and names from its cache.
+    fn forget(&self, nodes: &[NodeId], names: &[DirentRef<'_>]);
 }
 
 impl Filesystem {
@@ -290,13 +290,13 @@ impl Filesystem {
     fn begin_long_change(&self) -> Result<RwLockReadGuard<'_, ()>, Errno> {
         // Does not wait: a thread that wants it exclusively may wait for others that wait for the
         // kernel.
-        let turn = self.long_changes.try_read().ok_or(Errno::EROFS)?;
+        let permit = self.long_changes.try_read().ok_or(Errno::EROFS)?;
         self.check_running()?;
         if self.is_read_only() {
             return Err(Errno::EROFS);
         }
         self.meta.check_writable()?;
-        Ok(turn)
+        Ok(permit)
     }
 
     /// Attaches the kernel's cache.
@@ -314,10 +314,10 @@ impl Filesystem {
     }
 
     /// Allocates a handle that no open file had before.
-    fn handle(&self) -> Result<Handle, Errno> {
+    fn allocate_handle(&self) -> Result<Handle, Errno> {
         let (order, next) = (Ordering::Relaxed, |number: u64| number.checked_add(1));
-        let drawn = self.next_handle.fetch_update(order, order, next);
-        drawn.map(Handle).map_err(|_| Errno::ENFILE)
+        let allocated = self.next_handle.fetch_update(order, order, next);
+        allocated.map(Handle).map_err(|_| Errno::ENFILE)
     }
 }
 
@@ -327,7 +327,7 @@ fn node_in(view: ViewId, ino: Ino) -> Result<NodeId, Errno> {
 }
 
 /// The live node of an inode that a record names.
-fn live(ino: Ino) -> Result<NodeId, Errno> {
+fn live_node(ino: Ino) -> Result<NodeId, Errno> {
     node_in(ViewId::LIVE, ino)
 }
 

@@ -199,9 +199,9 @@ impl Filesystem {
         )?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         batch.inodes += 1;
-        let to_write = new.kind == FileKind::Regular;
+        let will_be_written = new.kind == FileKind::Regular;
         self.contents
-            .check_space_for_records(batch.record_bytes(), to_write)?;
+            .check_space_for_records(batch.record_bytes(), will_be_written)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
@@ -348,8 +348,6 @@ impl Filesystem {
         Ok(())
     }
 
-    // ---- shared with rename ----------------------------------------------------------------
-
     /// The directory's inode record. The directory must still have a name.
     pub(super) fn directory(&self, node: NodeId) -> Result<InodeRecord, Errno> {
         let record = self.inode(node)?;
@@ -363,7 +361,7 @@ impl Filesystem {
     /// The entry of a name, which is checked against its inode. The caller holds a permit and
     /// `namespace`.
     pub(super) fn entry(&self, parent: NodeId, name: &[u8]) -> Result<DirentRecord, Errno> {
-        match self.entry_if_there(parent.ino(), name)? {
+        match self.entry_if_exists(parent.ino(), name)? {
             Some(entry) => Ok(entry),
             None => self.directory(parent).and(Err(Errno::ENOENT)),
         }
@@ -371,7 +369,7 @@ impl Filesystem {
 
     /// The entry of a name if it exists, which is checked against its inode. The caller holds a
     /// permit and `namespace`.
-    pub(super) fn entry_if_there(
+    pub(super) fn entry_if_exists(
         &self,
         parent: Ino,
         name: &[u8],

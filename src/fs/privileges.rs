@@ -41,7 +41,7 @@ pub trait Privileges {
     fn sees_trusted(&self) -> bool;
 }
 
-/// A caller of which only the ids are known: uid 0 has all capabilities, and everybody is treated
+/// A caller of which only the ids are known: uid 0 has all capabilities, and every caller is treated
 /// as a member of every group and as an owner.
 impl Privileges for Caller {
     fn keeps_set_ids(&self) -> bool {
@@ -83,10 +83,10 @@ impl Kill {
         changes: &SetAttr,
         privileges: &dyn Privileges,
     ) -> Result<Self, Errno> {
-        let touch = match changes.implied {
+        let change = match changes.implied {
             _ if record.kind == FileKind::Directory => ImpliedChange::Nothing,
             _ if changes.uid.is_some() || changes.gid.is_some() => ImpliedChange::Owner,
-            // Only files have contents that somebody can be about to write.
+            // Only regular files have contents that a request can announce to write.
             ImpliedChange::Contents | ImpliedChange::Either if record.kind != FileKind::Regular => {
                 ImpliedChange::Owner
             }
@@ -94,9 +94,9 @@ impl Kill {
             ImpliedChange::Either if !privileges.is_owner(record.uid) => ImpliedChange::Nothing,
             ImpliedChange::Either => ImpliedChange::Owner,
             ImpliedChange::Nothing if changes.size.is_some() => ImpliedChange::Contents,
-            touch => touch,
+            change => change,
         };
-        match touch {
+        match change {
             ImpliedChange::Nothing => Ok(Self::Nothing),
             ImpliedChange::Contents => Ok(Self::by_writing(record, privileges)),
             ImpliedChange::Owner | ImpliedChange::Either => {
@@ -112,9 +112,9 @@ impl Kill {
     ) -> Result<Self, Errno> {
         let of = |group| privileges.is_of_group(record.uid, group);
         // With set-user-id the mode is computed again, for the new group.
-        let stays = !is_marked(record.perm)
+        let keeps_setgid = !asks_for_locks(record.perm)
             || (of(record.gid) && (record.perm & SETUID == 0 || changes.gid.is_none_or(of)));
-        let kill = if stays {
+        let kill = if keeps_setgid {
             Self::Executable
         } else {
             Self::AllSetIds
@@ -129,7 +129,7 @@ impl Kill {
     pub(super) fn by_writing(record: &InodeRecord, privileges: &dyn Privileges) -> Self {
         if record.perm & SET_IDS != 0 && privileges.keeps_set_ids() {
             Self::Capability
-        } else if is_marked(record.perm) && !privileges.is_of_group(record.uid, record.gid) {
+        } else if asks_for_locks(record.perm) && !privileges.is_of_group(record.uid, record.gid) {
             Self::AllSetIds
         } else {
             Self::Executable
@@ -140,14 +140,14 @@ impl Kill {
     pub(super) fn leaves(self, perm: u16) -> u16 {
         match self {
             Self::Nothing | Self::Capability => perm,
-            Self::Executable if is_marked(perm) => perm & !SETUID,
+            Self::Executable if asks_for_locks(perm) => perm & !SETUID,
             Self::Executable | Self::AllSetIds => perm & !SET_IDS,
         }
     }
 }
 
-/// Set-group-id without group execution, which once asked for mandatory locks.
-fn is_marked(perm: u16) -> bool {
+/// True for set-group-id without group execution, by which a file once asked for mandatory locks.
+fn asks_for_locks(perm: u16) -> bool {
     perm & (SETGID | GROUP_EXECUTE) == SETGID
 }
 
@@ -156,8 +156,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_of_the_mode() {
-        for (kill, perm, left) in [
+    fn remaining_mode_bits() {
+        for (kill, perm, remaining) in [
             (Kill::Nothing, 0o6755, 0o6755),
             (Kill::Capability, 0o6755, 0o6755),
             (Kill::Executable, 0o6755, 0o755),
@@ -165,7 +165,7 @@ mod tests {
             (Kill::AllSetIds, 0o6644, 0o644),
             (Kill::Executable, 0o1644, 0o1644),
         ] {
-            assert_eq!(kill.leaves(perm), left, "{kill:?} {perm:o}");
+            assert_eq!(kill.leaves(perm), remaining, "{kill:?} {perm:o}");
         }
     }
 }

@@ -16,11 +16,20 @@ use crate::ids::{Ino, ViewId};
 /// Number of tables of inodes; a power of two.
 const SHARDS: usize = 256;
 /// Minimum capacity of a table when it shrinks.
-const SMALL: usize = 64;
+const CAPACITY_MIN: usize = 64;
+
+/// For what a file or directory is open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    /// Only for reading.
+    Read,
+    /// For writing.
+    Write,
+}
 
 /// How often an inode is open.
 #[derive(Clone, Copy, Debug, Default)]
-struct Open {
+struct OpenCounts {
     opens: u32,
     writers: u32,
 }
@@ -30,7 +39,7 @@ struct Open {
 struct Shard {
     /// Lookups that the kernel has not forgotten. A count that saturates stays.
     lookups: HashMap<Ino, u32>,
-    open: HashMap<Ino, Open>,
+    open: HashMap<Ino, OpenCounts>,
     /// Inodes that have lost their last name.
     orphans: HashSet<Ino>,
 }
@@ -51,16 +60,18 @@ impl Shard {
         if *count == 0 {
             self.lookups.remove(&ino);
             let len = self.lookups.len();
-            if len.max(SMALL) < self.lookups.capacity() / 4 {
-                self.lookups.shrink_to(2 * len.max(SMALL));
+            if len.max(CAPACITY_MIN) < self.lookups.capacity() / 4 {
+                self.lookups.shrink_to(2 * len.max(CAPACITY_MIN));
             }
         }
     }
 
-    fn close(&mut self, ino: Ino, writable: bool) {
+    fn close(&mut self, ino: Ino, access: Access) {
         if let Some(count) = self.open.get_mut(&ino) {
             count.opens = count.opens.saturating_sub(1);
-            count.writers = count.writers.saturating_sub(u32::from(writable));
+            count.writers = count
+                .writers
+                .saturating_sub(u32::from(access == Access::Write));
             if count.opens == 0 {
                 self.open.remove(&ino);
             }
@@ -77,19 +88,19 @@ impl Shard {
 #[derive(Debug)]
 pub(super) struct References {
     live: Box<[Mutex<Shard>]>,
-    /// Open files and directories of kept views.
-    kept: Mutex<HashMap<ViewId, u64>>,
-    /// How often each inode was replaced by something that the kernel must not confuse with its
-    /// former state.
-    renewed: RwLock<HashMap<Ino, u64>>,
+    /// Number of open files and directories of each kept view.
+    open_in_views: Mutex<HashMap<ViewId, u64>>,
+    /// How often each inode was replaced, which gives it another generation in replies to the
+    /// kernel.
+    replacements: RwLock<HashMap<Ino, u64>>,
 }
 
 impl Default for References {
     fn default() -> Self {
         Self {
             live: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            kept: Mutex::default(),
-            renewed: RwLock::default(),
+            open_in_views: Mutex::default(),
+            replacements: RwLock::default(),
         }
     }
 }
@@ -111,15 +122,15 @@ impl References {
     }
 
     /// The inode was opened.
-    pub(super) fn opened(&self, node: NodeId, writable: bool) {
+    pub(super) fn opened(&self, node: NodeId, access: Access) {
         if !node.is_live() {
-            *self.kept.lock().entry(node.view()).or_default() += 1;
+            *self.open_in_views.lock().entry(node.view()).or_default() += 1;
             return;
         }
         let mut shard = self.shard(node.ino()).lock();
         let count = shard.open.entry(node.ino()).or_default();
         count.opens += 1;
-        count.writers += u32::from(writable);
+        count.writers += u32::from(access == Access::Write);
     }
 
     /// The kernel forgot some lookups. True if the inode is an orphan without references now.
@@ -133,17 +144,17 @@ impl References {
     }
 
     /// An open file was closed. True if the inode is an orphan without references now.
-    pub(super) fn closed(&self, node: NodeId, writable: bool) -> bool {
+    pub(super) fn closed(&self, node: NodeId, access: Access) -> bool {
         if node.is_live() {
             let mut shard = self.shard(node.ino()).lock();
-            shard.close(node.ino(), writable);
+            shard.close(node.ino(), access);
             return shard.take_unused_orphan(node.ino());
         }
-        let mut kept = self.kept.lock();
-        if let Some(count) = kept.get_mut(&node.view()) {
+        let mut open = self.open_in_views.lock();
+        if let Some(count) = open.get_mut(&node.view()) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                kept.remove(&node.view());
+                open.remove(&node.view());
             }
         }
         false
@@ -171,16 +182,16 @@ impl References {
         self.shard(ino).lock().is_known(ino)
     }
 
-    /// Makes the kernel treat the inode as another one when it next looks it up: what the kernel
-    /// cached is used only by those who have it open, who get EIO then.
-    pub(super) fn renew(&self, ino: Ino) {
-        *self.renewed.write().entry(ino).or_default() += 1;
+    /// Raises the generation of an inode, so that the kernel treats it as another file at its next
+    /// lookup. Programs that have the inode open get EIO from then on.
+    pub(super) fn replaced(&self, ino: Ino) {
+        *self.replacements.write().entry(ino).or_default() += 1;
     }
 
-    /// The number of renewals of an inode.
+    /// The generation of an inode: how often it was replaced.
     pub(super) fn generation(&self, node: NodeId) -> u64 {
-        let renewed = self.renewed.read();
-        let count = renewed.get(&node.ino()).filter(|_| node.is_live());
+        let replacements = self.replacements.read();
+        let count = replacements.get(&node.ino()).filter(|_| node.is_live());
         count.copied().unwrap_or(0)
     }
 
@@ -202,7 +213,7 @@ impl References {
 
     /// True if a file or directory of the kept view is open.
     pub(super) fn view_in_use(&self, view: ViewId) -> bool {
-        self.kept.lock().contains_key(&view)
+        self.open_in_views.lock().contains_key(&view)
     }
 }
 
@@ -215,18 +226,18 @@ mod tests {
     }
 
     #[test]
-    fn an_orphan_goes_with_its_last_user() {
+    fn an_orphan_is_removed_with_its_last_reference() {
         let references = References::default();
         let file = node(300);
         assert!(references.orphaned(file.ino()));
         references.looked_up(file);
         references.looked_up(file);
-        references.opened(file, true);
+        references.opened(file, Access::Write);
         assert!(references.has_writers(file) && references.is_known(file.ino()));
         assert_eq!(references.writers(), [file]);
         assert!(!references.orphaned(file.ino()));
         assert!(!references.forgotten(file, 2));
-        assert!(references.closed(file, true));
+        assert!(references.closed(file, Access::Write));
         assert!(!references.is_known(file.ino()) && !references.has_writers(file));
         // With a name again it is not removed.
         references.looked_up(file);
@@ -236,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_goes_back_when_the_kernel_forgets() {
+    fn memory_is_freed_when_the_kernel_forgets() {
         let references = References::default();
         const INODES: u64 = 100_000;
         (1..INODES).for_each(|ino| references.looked_up(node(ino)));
@@ -248,7 +259,7 @@ mod tests {
         assert!(most < 3 * INODES as usize, "{most}");
         (1..INODES).for_each(|ino| assert!(!references.forgotten(node(ino), 1)));
         assert!(
-            capacity(&references) <= SHARDS * 4 * SMALL,
+            capacity(&references) <= SHARDS * 4 * CAPACITY_MIN,
             "{}",
             capacity(&references)
         );

@@ -2,10 +2,10 @@
 //!
 //! The kernel refuses changes first: it has made sure that no file is open for writing and that no
 //! unlinked file is open. Then everything is made durable, the volume is marked clean, and nothing
-//! is written any more, neither access times nor what closing and forgetting would remove. Views
-//! and restores, of which the kernel does not know, are waited for, and none begins meanwhile. From
-//! the moment the volume is marked clean, the metadata refuses every late change. To become
-//! writable again, the volume is marked as in use, durably, before the first change.
+//! is written any more: access times stay as they are, and orphans wait to be removed. The kernel
+//! does not know of views and restores, so the filesystem waits for those under way and begins no
+//! other. From the moment the volume is marked clean, the metadata refuses every late change. To
+//! become writable again, the volume is marked as in use, durably, before the first change.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,7 +35,7 @@ impl Filesystem {
         self.stop_background();
         let quiesced = self.quiesce();
         if quiesced.is_err() {
-            // It may be marked clean in memory, and stays in use.
+            // The volume stays in use, and may be marked clean in memory.
             self.meta.set_clean(false);
             self.remounted_read_only.store(false, Ordering::SeqCst);
             self.resume_background()?;

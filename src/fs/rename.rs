@@ -38,7 +38,7 @@ impl Filesystem {
             if flags.exchange {
                 self.exchange(from, to)?
             } else {
-                self.move_over(caller, from, to, flags)?
+                self.move_entry(caller, from, to, flags)?
             }
         };
         drop(permit);
@@ -46,7 +46,7 @@ impl Filesystem {
         Ok(())
     }
 
-    fn move_over(
+    fn move_entry(
         &self,
         caller: &Caller,
         from: DirentRef<'_>,
@@ -56,7 +56,7 @@ impl Filesystem {
         let now = Timespec::now();
         let moved = self.entry(from.parent, from.name)?;
         self.directory(to.parent)?;
-        let replaced = self.entry_if_there(to.parent.ino(), to.name)?;
+        let replaced = self.entry_if_exists(to.parent.ino(), to.name)?;
         if flags.no_replace && replaced.is_some() {
             return Err(Errno::EEXIST);
         }
@@ -78,13 +78,13 @@ impl Filesystem {
             Some(entry) => self.drop_link(&mut batch, entry, now)?,
             None => None,
         };
-        let left = if flags.whiteout {
-            Some(self.whiteout(&mut batch, caller, now)?)
+        let whiteout = if flags.whiteout {
+            Some(self.create_whiteout(&mut batch, caller, now)?)
         } else {
             None
         };
         self.meta
-            .put_dirent(&mut batch, from.parent.ino(), from.name, left)?;
+            .put_dirent(&mut batch, from.parent.ino(), from.name, whiteout)?;
         self.meta
             .put_dirent(&mut batch, to.parent.ino(), to.name, Some(moved))?;
         if replaced.is_some() {
@@ -131,15 +131,19 @@ impl Filesystem {
         now: Timespec,
     ) -> Result<(), Errno> {
         let is_directory = moved.kind == FileKind::Directory;
-        let leaves = u32::from(is_directory);
+        let moved_dirs = u32::from(is_directory);
         self.amend_inode(batch, from.parent.ino(), |record| {
-            record.nlink = record.nlink.saturating_sub(leaves);
+            record.nlink = record.nlink.saturating_sub(moved_dirs);
             record.mtime = now;
             record.ctime = now;
         })?;
-        let removes = u32::from(replaced.is_some_and(|entry| entry.kind == FileKind::Directory));
+        let replaced_dirs =
+            u32::from(replaced.is_some_and(|entry| entry.kind == FileKind::Directory));
         self.amend_inode(batch, to.parent.ino(), |record| {
-            record.nlink = record.nlink.saturating_add(leaves).saturating_sub(removes);
+            record.nlink = record
+                .nlink
+                .saturating_add(moved_dirs)
+                .saturating_sub(replaced_dirs);
             record.mtime = now;
             record.ctime = now;
         })?;
@@ -209,7 +213,7 @@ impl Filesystem {
     }
 
     /// Creates a whiteout of overlayfs: a character device 0:0.
-    fn whiteout(
+    fn create_whiteout(
         &self,
         batch: &mut Batch,
         caller: &Caller,

@@ -1,10 +1,10 @@
 //! `lseek(2)` with `SEEK_DATA` and `SEEK_HOLE`, in blocks of 4096 bytes as on other filesystems.
 //!
 //! Contents are known page by page, and a page holds 4032 bytes, so a block at the edge of a hole
-//! can be data in part. Such a block counts as data unless it is all zeros. It is read to determine
-//! that, so that holes which programs made in whole blocks are found where they were made. A hole
-//! of a single block can have none of its pages missing; a seek for data from within it goes past
-//! it.
+//! can be data in part. Such a block is read, and counts as data unless it is all zeros. So a hole
+//! that a program made in whole blocks is reported where the program made it. A hole of a single
+//! block may cover no whole page, so that no page is missing; a seek for data that starts within
+//! such a block skips it.
 
 use super::Filesystem;
 use super::types::{self, Handle, NodeId, SeekWhence};
@@ -39,8 +39,8 @@ impl Filesystem {
                 return Ok(at);
             }
             let next = block + BLOCK_BYTES;
-            let found = self.contents.seek(&file, next, hole)?;
-            at = found.map_or(size, |found| (found - found % BLOCK_BYTES).max(next));
+            let candidate = self.contents.seek(&file, next, hole)?;
+            at = candidate.map_or(size, |at| (at - at % BLOCK_BYTES).max(next));
         }
         if hole { Ok(size) } else { Err(Errno::ENXIO) }
     }
@@ -48,14 +48,14 @@ impl Filesystem {
     /// True for a block without data, or with some data that is all zero.
     fn is_hole(&self, file: &File, block: u64) -> Result<bool, Errno> {
         let end = (block + BLOCK_BYTES).min(file.size());
-        let whole = |hole| match self.contents.seek(file, block, hole) {
+        let contains_none = |hole| match self.contents.seek(file, block, hole) {
             Ok(next) => Ok(next.is_none_or(|next| next >= end)),
             Err(error) => Err(Errno::from(error)),
         };
-        if whole(true)? {
+        if contains_none(true)? {
             return Ok(false);
         }
-        if whole(false)? {
+        if contains_none(false)? {
             return Ok(true);
         }
         self.is_zero(file, block)

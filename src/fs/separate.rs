@@ -11,8 +11,8 @@ use crate::store::{OpenMode, StoreFile, StorePath};
 use crate::volume::{META_NAME, Volume};
 
 impl Filesystem {
-    /// Gives a copy of a volume, which was opened for that, an identity of its own: see
-    /// [`Volume::assign_new_identity`]. However old the copy is, its metadata is accepted.
+    /// Gives a copy of a volume an identity of its own: see [`Volume::assign_new_identity`]. The
+    /// metadata is accepted, however old the copy is.
     ///
     /// # Errors
     /// The metadata cannot be read or rewritten.
@@ -20,8 +20,7 @@ impl Filesystem {
         let file = volume
             .store
             .open(&StorePath::new(META_NAME), OpenMode::Read)?;
-        // What the database writes when it opens stays in memory: an attempt that fails changes
-        // nothing.
+        // Writes of the database when it opens stay in memory: an attempt that fails changes nothing.
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let meta = Meta::open(file, meta_cache_bytes)?;

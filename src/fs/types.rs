@@ -1,7 +1,6 @@
 //! Types of the filesystem's interface: plain values without any FUSE type.
 
 use crate::ids::{Ino, ViewId};
-
 use crate::meta::records::ViewKind;
 pub use crate::meta::records::{FileKind, Timespec};
 
@@ -19,8 +18,8 @@ impl NodeId {
     /// The live root directory; FUSE fixes it at 1.
     pub const ROOT: Self = Self(1);
 
-    /// Joins a view and an inode. `None` for an inode number that no file has: cut to 41 bits it
-    /// would be another file's.
+    /// Joins a view and an inode. `None` for an inode number that no file has: truncated to 41 bits,
+    /// it would be another file's.
     pub const fn new(view: ViewId, ino: Ino) -> Option<Self> {
         if ino.is_valid() {
             Some(Self(((view.0 as u64) << INO_BITS) | ino.0))
@@ -46,9 +45,9 @@ impl NodeId {
         Self(Ino::END.0 + NUMBER)
     }
 
-    /// The directory that holds the kept views of that kind, whatever its name is.
+    /// The directory that holds the kept views of that kind.
     pub fn of_views(kind: ViewKind) -> Self {
-        ViewsDirectory(kind).node()
+        ViewsDirectory { kind }.node()
     }
 
     /// True for a node of the live view.
@@ -56,8 +55,8 @@ impl NodeId {
         self.view().0 == ViewId::LIVE.0
     }
 
-    /// True for a directory that holds kept views and for the root of a kept view: what the kernel
-    /// knows under their names may change at any time.
+    /// True for a directory that holds kept views and for the root of a kept view. Their names may
+    /// lead to another node at any time.
     pub fn is_of_views(self) -> bool {
         self.holds_views() || (!self.is_live() && self.ino() == Ino::ROOT)
     }
@@ -81,13 +80,22 @@ impl NodeId {
 
 /// A directory that holds the kept views of one kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct ViewsDirectory(pub(super) ViewKind);
+pub(super) struct ViewsDirectory {
+    pub(super) kind: ViewKind,
+}
 
 impl ViewsDirectory {
-    pub(super) const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
+    pub(super) const ALL: [Self; 2] = [
+        Self {
+            kind: ViewKind::Snapshot,
+        },
+        Self {
+            kind: ViewKind::Image,
+        },
+    ];
 
     pub(super) const fn node(self) -> NodeId {
-        match self.0 {
+        match self.kind {
             ViewKind::Snapshot => NodeId::without_record::<14>(),
             ViewKind::Image => NodeId::without_record::<13>(),
         }
@@ -168,7 +176,7 @@ pub enum SetTime {
     At(Timespec),
 }
 
-/// The kind of a change of attributes, as far as privileges are concerned and its fields do not
+/// What a change of attributes does to set-id bits and `security.capability`, if its fields do not
 /// show it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ImpliedChange {
@@ -200,8 +208,7 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// Last change of the inode: the kernel's, with the writeback cache.
     pub ctime: Option<Timespec>,
-    /// The kind of change that the fields do not show, as far as set-id bits and
-    /// `security.capability` are concerned.
+    /// The kind of change, as far as the fields do not show it.
     pub implied: ImpliedChange,
 }
 
@@ -280,7 +287,7 @@ pub enum XattrMode {
     Create,
     /// `XATTR_REPLACE`: must exist.
     Replace,
-    /// Both flags, which nothing satisfies.
+    /// Both flags, which no attribute satisfies.
     CreateAndReplace,
 }
 

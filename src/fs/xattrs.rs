@@ -54,40 +54,42 @@ impl Filesystem {
     ) -> Result<(), Errno> {
         let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
-        let there = self.value(node, name)?.is_some();
+        let exists = self.xattr_value(node, name)?.is_some();
         match mode {
-            XattrMode::Create | XattrMode::CreateAndReplace if there => return Err(Errno::EEXIST),
-            XattrMode::Replace | XattrMode::CreateAndReplace if !there => {
+            XattrMode::Create | XattrMode::CreateAndReplace if exists => return Err(Errno::EEXIST),
+            XattrMode::Replace | XattrMode::CreateAndReplace if !exists => {
                 return Err(Errno::ENODATA);
             }
             _ => {}
         }
         self.check_limits(node, name, value)?;
         let mut batch = Batch::new();
-        let mut perm = None;
-        let mut outsider = false;
-        let mut value = Some(value);
+        let mut mode = None;
+        let mut loses_setgid = false;
+        let mut stored = Some(value);
         if name == acl::ACCESS {
-            perm = self.mode_of_acl(node, value.unwrap_or_default())?;
             let record = self.inode(node)?;
-            outsider = record.perm & SETGID != 0 && !privileges.is_of_group(record.uid, record.gid);
+            let acl = acl::Acl::parse(value)?;
+            mode = Some(acl.mode());
+            loses_setgid =
+                record.perm & SETGID != 0 && !privileges.is_of_group(record.uid, record.gid);
             // An ACL that is equivalent to the mode is not stored.
-            if perm.is_some_and(|(_, minimal)| minimal) {
-                value = None;
+            if acl.is_minimal() {
+                stored = None;
             }
         } else if name == acl::DEFAULT {
             if self.inode(node)?.kind != FileKind::Directory {
                 return Err(Errno::EACCES);
             }
-            acl::Acl::parse(value.unwrap_or_default())?;
+            acl::Acl::parse(value)?;
         }
-        self.meta.put_xattr(&mut batch, node.ino(), name, value)?;
+        self.meta.put_xattr(&mut batch, node.ino(), name, stored)?;
         self.amend_inode(&mut batch, node.ino(), |record| {
             record.ctime = Timespec::now();
-            if let Some((perm, _)) = perm {
-                record.perm = record.perm & !0o777 | perm;
+            if let Some(mode) = mode {
+                record.perm = record.perm & !0o777 | mode;
             }
-            if outsider {
+            if loses_setgid {
                 record.perm &= !SETGID;
             }
         })?;
@@ -122,15 +124,15 @@ impl Filesystem {
     /// it. ERANGE or ENOTSUP for a name that is not allowed.
     pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         check_name(name)?;
-        match self.value(node, name)? {
+        match self.xattr_value(node, name)? {
             Some(value) => Ok(value),
             None if name == SELINUX => self.inode(node).and(Err(Errno::ENOTSUP)),
             None => self.inode(node).and(Err(Errno::ENODATA)),
         }
     }
 
-    /// Names of all attributes that the caller may see, each with a NUL behind it. The kernel
-    /// refuses to read a `trusted.` attribute without the right to; here it is not listed either.
+    /// Names of all attributes that the caller may see, each followed by a NUL. The kernel refuses
+    /// to read a `trusted.` attribute without the right to; here it is not listed either.
     ///
     /// # Errors
     /// E2BIG if the list is too long, ESTALE if the inode is gone, or an error of the metadata.
@@ -160,7 +162,7 @@ impl Filesystem {
         check_name(name)?;
         let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
-        if self.value(node, name)?.is_none() {
+        if self.xattr_value(node, name)?.is_none() {
             // The mode always counts as an access ACL. Linux allows removing one that does not
             // exist.
             let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
@@ -175,7 +177,8 @@ impl Filesystem {
         Ok(())
     }
 
-    pub(super) fn value(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+    /// The value of an attribute, whatever its name is.
+    pub(super) fn xattr_value(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
         let key = keys::xattr(node.ino(), name);
         let Some(bytes) = self.meta.get(Table::Xattr, &key, self.view(node)?)? else {
             return Ok(None);

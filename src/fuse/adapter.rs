@@ -1,8 +1,8 @@
 //! Implements `fuser::Filesystem` on [`crate::fs::Filesystem`]: it translates and contains no
 //! semantics.
 //!
-//! - A reply is sent when the work is done and not before: the kernel orders truncate and fsync
-//!   behind unanswered writes, and in no other way.
+//! - A reply is sent when the work is done and not before: that a write is unanswered is the only
+//!   reason for the kernel to hold back a later truncate or fsync.
 //! - Nothing else writes the volume, so the kernel may cache names, their absence, attributes,
 //!   listings and contents without limit ([`CACHE_TTL`]). It drops by itself what changes through
 //!   the mount.
@@ -90,9 +90,9 @@ impl Adapter {
         if self.applies_umask { umask } else { 0 }
     }
 
-    /// Handles the result of an access-time check: the kernel does not know of an update.
-    fn accessed(&self, ino: INodeNo, changed: Result<bool, Errno>) {
-        match changed {
+    /// Makes the kernel drop its attributes if the access time was updated, which it does not know.
+    fn note_access(&self, ino: INodeNo, updated: Result<bool, Errno>) {
+        match updated {
             Ok(true) => self.notices.forget_attributes(ino),
             Ok(false) => {}
             Err(errno) => tracing::debug!(ino = ino.0, ?errno, "the access time was not updated"),
@@ -114,11 +114,10 @@ impl fuser::Filesystem for Adapter {
                     reply.entry(&time, &convert::absent(), Generation(0));
                 }
                 result => {
-                    let found = result.map(|attr| INodeNo(attr.node.0));
                     answer(reply, result, send_entry);
-                    found
-                        .into_iter()
-                        .for_each(|ino| self.refusals.invalidate_if_refused(ino));
+                    if let Ok(attr) = result {
+                        self.refusals.invalidate_if_refused(INodeNo(attr.node.0));
+                    }
                 }
             }
         });
@@ -209,8 +208,8 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, self.umask(umask));
         self.dispatch.inline("mknod", request, |fs| {
-            let made = fs.mknod(&caller, node(parent), name.as_bytes(), mode, rdev);
-            answer(reply, made, send_entry);
+            let created = fs.mknod(&caller, node(parent), name.as_bytes(), mode, rdev);
+            answer(reply, created, send_entry);
         });
     }
 
@@ -225,11 +224,11 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, self.umask(umask));
         if node(parent).holds_views() {
-            return views::make(&self.dispatch, request, caller, node(parent), name, reply);
+            return views::create(&self.dispatch, request, caller, node(parent), name, reply);
         }
         self.dispatch.inline("mkdir", request, |fs| {
-            let made = fs.mkdir(&caller, node(parent), name.as_bytes(), mode);
-            answer(reply, made, send_entry);
+            let created = fs.mkdir(&caller, node(parent), name.as_bytes(), mode);
+            answer(reply, created, send_entry);
         });
     }
 
@@ -330,11 +329,11 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, self.umask(umask));
         self.dispatch.inline("create", request, |fs| {
-            let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
-            answer(reply, made, |reply, (attr, opened)| {
-                // The kernel asks for attributes that it has not cached before it accepts a write.
-                let asks = self.refusals.note_empty(fs, attr.node);
-                let time = if asks { Duration::ZERO } else { CACHE_TTL };
+            let created = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
+            answer(reply, created, |reply, (attr, opened)| {
+                // Before the kernel accepts a write, it asks for attributes that it has not cached.
+                let must_ask = self.refusals.note_empty(fs, attr.node);
+                let time = if must_ask { Duration::ZERO } else { CACHE_TTL };
                 let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&time, &attr, Generation(0), opened, flags);
@@ -376,7 +375,7 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Without writeback the kernel maintains no times, not even for what a mapping wrote.
+        // Without writeback the kernel maintains no times, not even of writes through a mapping.
         let from_cache = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
         let write = WriteRequest {
             ino,
@@ -401,7 +400,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch.inline("flush", request, |fs| {
-            self.accessed(ino, fs.closing(node(ino), handle(fh)));
+            self.note_access(ino, fs.closing(node(ino), handle(fh)));
             answer(reply, fs.flush(), send_ok);
         });
     }
@@ -442,7 +441,7 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("opendir", request, |fs| {
             let opened = fs.open_dir(node(ino));
             if opened.is_ok() {
-                self.accessed(ino, fs.accessed(node(ino)));
+                self.note_access(ino, fs.accessed(node(ino)));
             }
             answer(reply, opened, |reply, opened| {
                 let mut flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
@@ -587,7 +586,7 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    /// The kernel checks by itself; this tells it not to ask again.
+    /// The kernel checks access by itself. After this reply it sends no further request.
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
         reply.refuse(Errno::ENOSYS);
     }

@@ -2,7 +2,7 @@
 
 use fuser::{InitFlags, KernelConfig};
 
-/// Options of a session.
+/// Options of a session; see [`MountOptions`](super::MountOptions).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
     pub(super) writeback: bool,
@@ -16,10 +16,10 @@ pub(super) struct AdapterOptions {
 /// the file is a running program, so that `open(O_RDONLY | O_TRUNC)` would empty the file and fail
 /// with `ETXTBSY` afterwards. Without it, a SETATTR follows that check.
 ///
-/// `FUSE_EXPORT_SUPPORT` only if requested: Linux 6.16 and later treat an inode that was found by a
-/// file handle as stale when it is looked up again (its `d_time` is older than any epoch).
-/// overlayfs finds by handle what it has copied up, so it would lose files in listings if both of
-/// its layers are on one mount.
+/// `FUSE_EXPORT_SUPPORT` only if requested: Linux 6.16 and later treat an inode that was looked up
+/// by a file handle as stale at the next lookup by name (its `d_time` is older than any epoch).
+/// overlayfs uses handles for files that it has copied up, so it would lose files in listings if
+/// both of its layers are on one mount.
 const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,

@@ -16,9 +16,9 @@ use crate::fs::types::{Handle, NodeId, WriteFlags};
 
 /// Maximum bytes copied by one `copy_file_range` request: the reply has 32 bits, and a request that
 /// takes seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
-const COPY_BYTES: u64 = 1 << 30;
+const COPY_BYTES_MAX: u64 = 1 << 30;
 
-/// A WRITE request: where its bytes go, and how.
+/// A WRITE request without its bytes.
 pub(super) struct WriteRequest {
     pub(super) ino: INodeNo,
     pub(super) handle: Handle,
@@ -69,7 +69,7 @@ pub(super) fn write(
         let node = NodeId(ino.0);
         let killed = unprivileged.map(|requester| fs.kill_privileges(&requester, node));
         let written = killed.unwrap_or(Ok(())).and_then(|()| {
-            // With the rights of the requester, above.
+            // Removed above, with the rights of the requester.
             let flags = WriteFlags {
                 kill_privileges: false,
                 ..flags
@@ -113,11 +113,11 @@ pub(super) fn seek(
             notices.write_back(ino);
         }
         // POSIX and lseek(2): an offset outside of the file, on either side, is ENXIO.
-        let found = u64::try_from(offset)
+        let result = u64::try_from(offset)
             .map_err(|_| Errno::ENXIO)
             .and_then(|offset| fs.seek(node, handle, offset, whence))
-            .and_then(|found| i64::try_from(found).map_err(|_| Errno::EOVERFLOW));
-        answer(reply, found, |reply, found| reply.offset(found));
+            .and_then(|offset| i64::try_from(offset).map_err(|_| Errno::EOVERFLOW));
+        answer(reply, result, |reply, offset| reply.offset(offset));
     });
 }
 
@@ -132,7 +132,7 @@ pub(super) fn copy(dispatch: &Dispatch, request: &Request, copy: CopyRequest, re
             to_offset,
             len,
         } = copy;
-        let len = len.min(COPY_BYTES);
+        let len = len.min(COPY_BYTES_MAX);
         let copied = fs
             .kill_privileges(&requester, to)
             .and_then(|()| fs.copy_file_range(from, from_offset, to, to_offset, len));

@@ -5,8 +5,8 @@
 //! the epoch, arrives as a `SystemTime` 2.8 s before it. The mapping loses nothing, so
 //! [`timespec_from_kernel`] reverses it exactly. A fuser release that fixes this must come with a
 //! change here, hence the pinned minor version. In the other direction fuser is right, and
-//! [`system_time`] is the plain conversion. What remains: fuser overflows on the single value -2^63
-//! s, which the kernel sends only if exactly that time is set.
+//! [`system_time`] is the plain conversion. One flaw remains: fuser overflows on the single value
+//! -2^63 s, which the kernel sends only if exactly that time is set.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -27,33 +27,34 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::sys::process::{CpuSet, close_descriptors_of_this_thread};
 
-/// Requests between two lookups of a caller that stays the same.
-const REQUESTS_A_LOOKUP: u32 = 64;
-/// Requests before a new caller is looked up.
-const REQUESTS_OF_A_NEW_CALLER: u32 = 8;
+/// Number of requests after which the CPU of an unchanged caller is looked up again.
+const REQUESTS_PER_LOOKUP: u32 = 64;
+/// Number of requests after which the CPU of a new caller is looked up.
+const REQUESTS_BEFORE_FIRST_LOOKUP: u32 = 8;
+/// Number of requests after which a pending lookup is asked for its answer again.
+const REQUESTS_PER_RETRY: u32 = 4;
 /// Recent callers that are kept, to distinguish programs that alternate from programs that follow
 /// each other.
 const REMEMBERED_CALLERS: usize = 4;
-/// Requests for which the thread is left alone, at first and at most.
-const REST_REQUESTS: (u32, u32) = (512, 16_384);
-
-/// Requests until a pending answer is asked for again.
-const REQUESTS_UNTIL_ANSWER: u32 = 4;
+/// Number of requests that the first rest lasts. Each further rest lasts twice as long ...
+const FIRST_REST_REQUESTS: u32 = 512;
+/// ... up to this number.
+const LONGEST_REST_REQUESTS: u32 = 16_384;
 
 /// The CPU on which a caller runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum CallerCpu {
-    /// On this CPU.
-    Cpu(usize),
+    /// The CPU with this number.
+    Number(usize),
     /// It is not known.
     Unknown,
-    /// The answer is pending.
+    /// The lookup has not finished.
     Pending,
 }
 
-/// Operations of the machine that the follower uses.
-pub(super) trait Machine {
-    /// The CPU on which the thread last ran.
+/// Looks up where a caller runs, and moves the calling thread. Tests replace it.
+pub(super) trait Scheduler {
+    /// The CPU on which the caller last ran.
     fn cpu_of(&mut self, pid: u32) -> CallerCpu;
     /// Moves the calling thread to that CPU. False if that is not allowed.
     fn move_to(&mut self, cpu: usize) -> bool;
@@ -64,26 +65,31 @@ pub(super) trait Machine {
 /// Moves the reading thread to the CPU of its caller. All calls must come from one thread, the one
 /// that is moved.
 #[derive(Debug)]
-pub(super) struct CpuFollower<M> {
-    machine: M,
+pub(super) struct CpuFollower<S> {
+    scheduler: S,
+    /// Recent callers, the latest first.
     recent: [u32; REMEMBERED_CALLERS],
+    /// Requests since the last lookup.
     requests: u32,
-    turns: u32,
+    /// Those of them that came from a recent caller other than the latest.
+    alternations: u32,
     moved_to: Option<usize>,
-    resting: u32,
-    next_rest: u32,
+    /// Requests for which the thread is still left alone.
+    rest_requests: u32,
+    /// Number of requests that the next rest lasts.
+    next_rest_requests: u32,
 }
 
-impl<M: Machine> CpuFollower<M> {
-    pub(super) fn new(machine: M) -> Self {
+impl<S: Scheduler> CpuFollower<S> {
+    pub(super) fn new(scheduler: S) -> Self {
         Self {
-            machine,
+            scheduler,
             recent: [0; REMEMBERED_CALLERS],
             requests: 0,
-            turns: 0,
+            alternations: 0,
             moved_to: None,
-            resting: 0,
-            next_rest: REST_REQUESTS.0,
+            rest_requests: 0,
+            next_rest_requests: FIRST_REST_REQUESTS,
         }
     }
 
@@ -92,70 +98,74 @@ impl<M: Machine> CpuFollower<M> {
         if pid == 0 {
             return;
         }
-        if self.resting > 0 {
-            self.resting -= 1;
+        if self.rest_requests > 0 {
+            self.rest_requests -= 1;
             return;
         }
         self.requests += 1;
         let new_caller = self.note_caller(pid);
-        let due = self.requests >= REQUESTS_A_LOOKUP
-            || (new_caller && self.requests >= REQUESTS_OF_A_NEW_CALLER);
+        let due = self.requests >= REQUESTS_PER_LOOKUP
+            || (new_caller && self.requests >= REQUESTS_BEFORE_FIRST_LOOKUP);
         if due {
-            self.look_up(pid);
+            self.follow(pid);
         }
     }
 
-    /// Counts a turn if the caller called before and another one called in between. True if the
-    /// caller is not among the recent ones.
+    /// Moves the caller to the front of the recent ones, and counts an alternation if it was
+    /// further back. True if it was not among them.
     fn note_caller(&mut self, pid: u32) -> bool {
         if self.recent[0] == pid {
             return false;
         }
-        let known = self.recent.iter().position(|&seen| seen == pid);
-        self.turns += u32::from(known.is_some());
-        let last = known.unwrap_or(REMEMBERED_CALLERS - 1);
+        let position = self.recent.iter().position(|&recent| recent == pid);
+        self.alternations += u32::from(position.is_some());
+        let last = position.unwrap_or(REMEMBERED_CALLERS - 1);
         self.recent[..=last].rotate_right(1);
         self.recent[0] = pid;
-        known.is_none()
+        position.is_none()
     }
 
-    fn look_up(&mut self, pid: u32) {
-        let taking_turns = self.turns * 4 > self.requests;
+    /// Looks up the caller's CPU and moves there. The thread rests if that is not possible, or if
+    /// several programs call in turns.
+    fn follow(&mut self, pid: u32) {
+        let taking_turns = self.alternations * 4 > self.requests;
         let caller_cpu = if taking_turns {
             CallerCpu::Unknown
         } else {
-            self.machine.cpu_of(pid)
+            self.scheduler.cpu_of(pid)
         };
         if caller_cpu == CallerCpu::Pending {
-            self.requests = REQUESTS_A_LOOKUP - REQUESTS_UNTIL_ANSWER;
+            self.requests = REQUESTS_PER_LOOKUP - REQUESTS_PER_RETRY;
             return;
         }
         self.requests = 0;
-        self.turns = 0;
+        self.alternations = 0;
         match caller_cpu {
-            CallerCpu::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
-            CallerCpu::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
+            CallerCpu::Number(cpu) if self.moved_to == Some(cpu) => {
+                self.next_rest_requests = FIRST_REST_REQUESTS;
+            }
+            CallerCpu::Number(cpu) if self.scheduler.move_to(cpu) => self.moved_to = Some(cpu),
             _ => self.rest(),
         }
     }
 
     fn rest(&mut self) {
         if self.moved_to.take().is_some() {
-            self.machine.set_free();
+            self.scheduler.set_free();
         }
-        self.resting = self.next_rest;
-        self.next_rest = (self.next_rest * 2).min(REST_REQUESTS.1);
+        self.rest_requests = self.next_rest_requests;
+        self.next_rest_requests = (self.next_rest_requests * 2).min(LONGEST_REST_REQUESTS);
     }
 }
 
-/// This machine, by `/proc` and `sched_setaffinity(2)`.
+/// The scheduler of the kernel, by `/proc` and `sched_setaffinity(2)`.
 #[derive(Debug)]
-pub(super) struct ThisMachine {
+pub(super) struct KernelScheduler {
     allowed: CpuSet,
     prober: Prober,
 }
 
-impl ThisMachine {
+impl KernelScheduler {
     /// `None` if there is only one CPU to choose.
     pub(super) fn with_a_choice() -> Option<Self> {
         let allowed = CpuSet::allowed().ok()?;
@@ -169,7 +179,7 @@ impl ThisMachine {
     }
 }
 
-impl Machine for ThisMachine {
+impl Scheduler for KernelScheduler {
     fn cpu_of(&mut self, pid: u32) -> CallerCpu {
         self.prober.ask(pid)
     }
@@ -185,40 +195,50 @@ impl Machine for ThisMachine {
     }
 }
 
-/// A question and an answer between the reading thread and the thread that reads `/proc`.
-#[derive(Debug, Default)]
-struct Slot {
-    question: Option<u32>,
-    answer: Option<(u32, Option<usize>)>,
-    ended: bool,
-}
-
 /// Looks up callers on a separate thread, which may be blocked for long.
 #[derive(Debug)]
 struct Prober(Arc<Mailbox>);
 
-/// The slot, and the signal that its state has changed.
+/// A question and an answer between the reading thread and the thread that reads `/proc`.
 #[derive(Debug, Default)]
 struct Mailbox {
     slot: Mutex<Slot>,
+    /// Signals a question, or the end.
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// The process to look up.
+    question: Option<u32>,
+    answer: Option<Answer>,
+    ended: bool,
+}
+
+/// The CPU on which a process last ran, if known.
+#[derive(Debug)]
+struct Answer {
+    pid: u32,
+    cpu: Option<usize>,
 }
 
 impl Prober {
     fn start() -> std::io::Result<Self> {
-        let shared = Arc::new(Mailbox::default());
-        let theirs = Arc::clone(&shared);
+        let mailbox = Arc::new(Mailbox::default());
+        let of_thread = Arc::clone(&mailbox);
         std::thread::Builder::new()
             .name("prober".to_owned())
-            .spawn(move || probe(&theirs))?;
-        Ok(Self(shared))
+            .spawn(move || probe(&of_thread))?;
+        Ok(Self(mailbox))
     }
 
     /// Returns the answer if there is one; otherwise submits the question.
     fn ask(&self, pid: u32) -> CallerCpu {
         let mut slot = self.0.slot.lock();
         match slot.answer.take() {
-            Some((asked, cpu)) if asked == pid => cpu.map_or(CallerCpu::Unknown, CallerCpu::Cpu),
+            Some(answer) if answer.pid == pid => {
+                answer.cpu.map_or(CallerCpu::Unknown, CallerCpu::Number)
+            }
             _ => {
                 slot.question = Some(pid);
                 self.0.changed.notify_one();
@@ -237,7 +257,7 @@ impl Drop for Prober {
 
 fn probe(mailbox: &Mailbox) {
     if let Err(error) = close_descriptors_of_this_thread() {
-        tracing::debug!(%error, "callers are not followed");
+        tracing::debug!(%error, "cannot follow callers to their CPUs");
         return;
     }
     loop {
@@ -254,7 +274,7 @@ fn probe(mailbox: &Mailbox) {
             }
         };
         let cpu = read_cpu(pid);
-        mailbox.slot.lock().answer = Some((pid, cpu));
+        mailbox.slot.lock().answer = Some(Answer { pid, cpu });
     }
 }
 
@@ -265,8 +285,8 @@ fn read_cpu(pid: u32) -> Option<usize> {
     processor_field(&text[..len])
 }
 
-/// Field 39 (`processor`) of `/proc/PID/stat`. The name, field 2, may hold spaces and parentheses:
-/// counting starts behind its last closing one, with field 3.
+/// Field 39 (`processor`) of `/proc/PID/stat`. Field 2, the name, may contain spaces and
+/// parentheses, so counting starts with field 3, after the last closing parenthesis.
 fn processor_field(stat: &[u8]) -> Option<usize> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
@@ -286,12 +306,12 @@ mod tests {
         lookups: u32,
     }
 
-    impl Machine for Fake {
+    impl Scheduler for Fake {
         fn cpu_of(&mut self, pid: u32) -> CallerCpu {
             self.lookups += 1;
             self.cpus
                 .get(&pid)
-                .map_or(CallerCpu::Unknown, |cpu| CallerCpu::Cpu(*cpu))
+                .map_or(CallerCpu::Unknown, |cpu| CallerCpu::Number(*cpu))
         }
         fn move_to(&mut self, cpu: usize) -> bool {
             if cpu < self.allowed {
@@ -318,78 +338,82 @@ mod tests {
         for _ in 0..640 {
             follower.request_from(7);
         }
-        assert_eq!(follower.machine.moves, [Some(1)]);
-        assert_eq!(follower.machine.lookups, 10);
-        follower.machine.cpus.insert(7, 0);
+        assert_eq!(follower.scheduler.moves, [Some(1)]);
+        assert_eq!(follower.scheduler.lookups, 10);
+        follower.scheduler.cpus.insert(7, 0);
         for _ in 0..64 {
             follower.request_from(7);
         }
-        assert_eq!(follower.machine.moves, [Some(1), Some(0)]);
+        assert_eq!(follower.scheduler.moves, [Some(1), Some(0)]);
     }
 
     #[test]
     fn follows_short_programs_that_come_one_after_the_other() {
         let mut follower = follower(&[]);
         for pid in 1..=100u32 {
-            follower.machine.cpus.insert(pid, (pid % 2) as usize);
+            follower.scheduler.cpus.insert(pid, (pid % 2) as usize);
             for _ in 0..10 {
                 follower.request_from(pid);
             }
         }
         assert!(
-            follower.machine.moves.len() > 50,
+            follower.scheduler.moves.len() > 50,
             "{:?}",
-            follower.machine.moves
+            follower.scheduler.moves
         );
-        assert!(follower.machine.moves.iter().all(Option::is_some));
+        assert!(follower.scheduler.moves.iter().all(Option::is_some));
     }
 
     #[test]
-    fn lets_go_when_callers_take_turns_and_rests_longer_each_time() {
+    fn is_released_when_callers_take_turns_and_rests_longer_each_time() {
         let mut follower = follower(&[(7, 1), (8, 0)]);
         for _ in 0..64 {
             follower.request_from(7);
         }
-        assert_eq!(follower.machine.moves, [Some(1)]);
+        assert_eq!(follower.scheduler.moves, [Some(1)]);
         for _ in 0..20_000 {
             follower.request_from(8);
             follower.request_from(7);
         }
-        assert_eq!(follower.machine.moves, [Some(1), None]);
-        assert!(follower.machine.lookups < 4, "{}", follower.machine.lookups);
+        assert_eq!(follower.scheduler.moves, [Some(1), None]);
+        assert!(
+            follower.scheduler.lookups < 4,
+            "{}",
+            follower.scheduler.lookups
+        );
         for _ in 0..40_000 {
             follower.request_from(8);
         }
-        assert_eq!(follower.machine.moves, [Some(1), None, Some(0)]);
+        assert_eq!(follower.scheduler.moves, [Some(1), None, Some(0)]);
     }
 
     #[test]
-    fn ignores_the_kernel_and_rests_from_the_unknown_and_the_forbidden() {
+    fn ignores_the_kernel_and_rests_from_unknown_callers_and_forbidden_cpus() {
         let mut follower = follower(&[(9, 5)]);
         for _ in 0..1000 {
             follower.request_from(0);
         }
-        assert_eq!(follower.machine.lookups, 0);
+        assert_eq!(follower.scheduler.lookups, 0);
         for _ in 0..100_000 {
             follower.request_from(42);
         }
-        assert!(follower.machine.lookups < 20);
+        assert!(follower.scheduler.lookups < 20);
         for _ in 0..100_000 {
             follower.request_from(9);
         }
-        assert!(follower.machine.moves.is_empty());
+        assert!(follower.scheduler.moves.is_empty());
     }
 
     #[test]
     fn reads_the_processor_field() {
-        let mut machine = ThisMachine {
+        let mut scheduler = KernelScheduler {
             allowed: CpuSet::allowed().unwrap(),
             prober: Prober::start().unwrap(),
         };
         let cpu = loop {
-            match machine.cpu_of(std::process::id()) {
-                CallerCpu::Cpu(cpu) => break cpu,
-                CallerCpu::Unknown => panic!("this process is not found"),
+            match scheduler.cpu_of(std::process::id()) {
+                CallerCpu::Number(cpu) => break cpu,
+                CallerCpu::Unknown => panic!("no CPU is known for this process"),
                 CallerCpu::Pending => std::thread::yield_now(),
             }
         };
@@ -399,7 +423,7 @@ mod tests {
         assert_eq!(processor_field(stat.as_bytes()), Some(39));
         assert_eq!(processor_field(b"12 (a) S 1 2"), None);
         assert_eq!(processor_field(b""), None);
-        while machine.cpu_of(0) == CallerCpu::Pending {
+        while scheduler.cpu_of(0) == CallerCpu::Pending {
             std::thread::yield_now();
         }
         assert_eq!(read_cpu(0), None);

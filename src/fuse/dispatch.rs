@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fuser::Request;
 use parking_lot::Mutex;
 
-use super::cpu_follower::{CpuFollower, ThisMachine};
+use super::cpu_follower::{CpuFollower, KernelScheduler};
 use super::workers::{Lane, Workers, run_guarded};
 use crate::fs::Filesystem;
 
@@ -18,15 +18,16 @@ use crate::fs::Filesystem;
 /// worker.
 const INLINE_BYTES: usize = 8 << 10;
 /// An inline READ or WRITE that takes longer has accessed the disk ...
-const INLINE_SLOW: Duration = Duration::from_micros(300);
-/// ... and this number of later ones goes to the workers.
+const INLINE_TIME_MAX: Duration = Duration::from_micros(300);
+/// ... and the workers serve this number of later ones.
 const INLINE_PENALTY: u32 = 64;
 
 /// Dispatches requests to the reading thread or the workers.
 pub(super) struct Dispatch {
     filesystem: Arc<Filesystem>,
     workers: Arc<Workers>,
-    follower: Option<Mutex<CpuFollower<ThisMachine>>>,
+    follower: Option<Mutex<CpuFollower<KernelScheduler>>>,
+    /// Number of READs and WRITEs that are not served inline next.
     inline_penalty: Mutex<u32>,
 }
 
@@ -37,11 +38,11 @@ impl Dispatch {
         workers: Arc<Workers>,
         follow_caller: bool,
     ) -> Self {
-        let machine = follow_caller.then(ThisMachine::with_a_choice).flatten();
+        let scheduler = follow_caller.then(KernelScheduler::with_a_choice).flatten();
         Self {
             filesystem,
             workers,
-            follower: machine.map(|machine| Mutex::new(CpuFollower::new(machine))),
+            follower: scheduler.map(|scheduler| Mutex::new(CpuFollower::new(scheduler))),
             inline_penalty: Mutex::new(0),
         }
     }
@@ -52,19 +53,20 @@ impl Dispatch {
         run_guarded(what, || body(&self.filesystem));
     }
 
-    /// Serves a request on a worker.
+    /// Serves a request on a worker. `held_bytes` is the memory that the body holds.
     pub(super) fn submit(
         &self,
         what: &'static str,
         request: &Request,
         lane: Lane,
-        bytes: usize,
+        held_bytes: usize,
         body: impl FnOnce(&Filesystem) + Send + 'static,
     ) {
         self.follow(request);
         let filesystem = Arc::clone(&self.filesystem);
         run_guarded(what, || {
-            self.workers.submit(lane, bytes, move || body(&filesystem));
+            self.workers
+                .submit(lane, held_bytes, move || body(&filesystem));
         });
     }
 
@@ -74,10 +76,10 @@ impl Dispatch {
         }
     }
 
-    /// True if a READ or WRITE of this size is served inline now: it is small, no worker is busy
-    /// (otherwise a worker on another CPU is the better choice), and none of the last ones was
+    /// Decides whether a READ or WRITE of this size is served inline: if it is small, no worker is
+    /// busy (otherwise a worker on another CPU is the better choice), and none of the last ones was
     /// slow.
-    fn inline_now(&self, bytes: usize) -> bool {
+    fn admit_inline(&self, bytes: usize) -> bool {
         if bytes > INLINE_BYTES {
             return false;
         }
@@ -99,10 +101,10 @@ impl Dispatch {
         held_bytes: usize,
         body: impl FnOnce(&Filesystem) + Send + 'static,
     ) {
-        if self.inline_now(bytes) {
+        if self.admit_inline(bytes) {
             let start = Instant::now();
             self.inline(what, request, body);
-            if start.elapsed() > INLINE_SLOW {
+            if start.elapsed() > INLINE_TIME_MAX {
                 *self.inline_penalty.lock() = INLINE_PENALTY;
             }
         } else {

@@ -4,7 +4,7 @@ use fuser::{ReplyIoctl, Request};
 
 use super::dispatch::Dispatch;
 use super::replies::Refuse;
-use super::requester;
+use super::requester::for_audit;
 use super::workers::Lane;
 use crate::audit::{self, Record, Requester};
 use crate::errno::Errno;
@@ -25,31 +25,32 @@ pub(super) fn handle_ioctl(
     if command != FS_IOC_SHUTDOWN {
         return reply.refuse(Errno::ENOTTY);
     }
-    let asker = requester::for_audit(request);
+    let requester = for_audit(request);
     if ![0, effective_user()].contains(&request.uid()) {
-        audit_shutdown(dispatch, request, asker, false);
+        audit_shutdown(dispatch, request, requester, false);
         return reply.refuse(Errno::EPERM);
     }
     dispatch.inline("shutdown", request, |fs| {
         fs.shut_down();
         reply.ioctl(0, &[]);
     });
-    audit_shutdown(dispatch, request, asker, true);
+    audit_shutdown(dispatch, request, requester, true);
 }
 
-/// On a worker: the reading thread does not wait for other filesystems.
-fn audit_shutdown(dispatch: &Dispatch, request: &Request, asker: Requester, done: bool) {
+/// Writes the audit record on a worker, since the reading thread must not wait for other
+/// filesystems.
+fn audit_shutdown(dispatch: &Dispatch, request: &Request, requester: Requester, done: bool) {
     dispatch.submit(
         "audit of the shutdown",
         request,
         Lane::Lengthy,
         0,
         move |fs| {
-            let _asked = audit::requested_by(asker);
+            let _scope = audit::requested_by(requester);
             let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
             match done {
                 true => record.done(),
-                false => record.refused("only root and whoever runs the daemon may"),
+                false => record.refused("only root and the user that runs the daemon may"),
             }
         },
     );

@@ -4,7 +4,7 @@
 //! ```text
 //! kernel ─► reading thread (adapter, dispatch, cpu_follower) ─┬─ inline ──► fs ─► replies
 //!                                                             └─ workers ─► fs ─► replies
-//! signals ─► unmount (mountpoint, mountinfo)
+//! signals ─► unmount (mountpoint)
 //! ```
 //!
 //! Order at the end: the mount is removed, the reading thread ends, the workers finish queued
@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::fs::Filesystem;
-use crate::sys::mounts::MountFlags;
+use crate::sys::mounts::{Detach, MountFlags};
 use crate::sys::process::EndSignals;
 
 mod adapter;
@@ -29,9 +29,9 @@ mod cpu_follower;
 mod dirty;
 mod dispatch;
 mod ioctl;
-pub mod mountinfo;
 mod mountpoint;
 mod notify;
+pub mod own_mounts;
 mod replies;
 mod requester;
 mod views;
@@ -54,15 +54,15 @@ use write_refusals::WriteRefusals;
 const MAX_BACKGROUND: u16 = 128;
 
 /// Delay between two attempts to unmount a mount that is in use.
-const RETRY: Duration = Duration::from_secs(1);
-/// A signal within this time after the first belongs to the same end of a session.
-const SAME_END_WINDOW: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A signal within this time after the first one is part of the same request to end.
+const SAME_REQUEST_WINDOW: Duration = Duration::from_secs(1);
 
 /// The signals that unmount.
 pub struct Signals {
     /// They must have been blocked before any thread was started.
     pub end: EndSignals,
-    /// Called at SIGHUP. True if it made log files be opened again, and is no reason to end.
+    /// Called at SIGHUP. Returns true if it has reopened log files; then the mount stays.
     pub on_hangup: Box<dyn Fn() -> bool + Send>,
 }
 
@@ -123,8 +123,8 @@ pub enum FuseError {
     Session(#[source] io::Error),
 }
 
-/// Checks whether a mount on `dir` can succeed, as far as that is known in advance. For a caller
-/// that changes a volume first.
+/// Checks whether a mount on `dir` can succeed, as far as that is known in advance. Callers that
+/// change a volume before they mount it call this first.
 ///
 /// # Errors
 /// The device cannot be opened, or this user may not mount there.
@@ -210,20 +210,20 @@ fn serve(
     }
     let result = notices
         .start(session.notifier(), mounted.clone(), options.writeback)
-        .and_then(|()| listen_for(signals, filesystem, &mounted))
+        .and_then(|()| start_signal_thread(signals, filesystem, &mounted))
         .map_err(FuseError::Thread)
         .and_then(|()| {
             ready(mounted.device());
             session.run().map_err(FuseError::Session)
         });
     if result.is_err() {
-        // Nobody answers requests any more: callers get an error at once instead of a dead mount.
+        // No thread answers requests any more. Without the mount, callers get an error at once.
         remove_mount(&mounted);
     }
     result
 }
 
-fn listen_for(
+fn start_signal_thread(
     signals: Option<Signals>,
     filesystem: &Arc<Filesystem>,
     mounted: &Mounted,
@@ -240,6 +240,7 @@ fn listen_for(
     Ok(())
 }
 
+/// The error of a mount that failed: [`FuseError::Device`] if there is no FUSE device.
 fn explain_mount(error: io::Error) -> FuseError {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) if !Path::new("/dev/fuse").exists() => {
@@ -254,42 +255,42 @@ fn start_session(adapter: Adapter, device: File) -> io::Result<fuser::Session<Ad
     config.n_threads = Some(1);
     // The kernel checks who may use the mount (`allow_other`). fuser's own check would also refuse
     // requests of the kernel itself, which come as root, such as those for times of writeback.
-    let everybody = fuser::SessionACL::All;
-    fuser::Session::from_fd(adapter, OwnedFd::from(device), everybody, config)
+    let access = fuser::SessionACL::All;
+    fuser::Session::from_fd(adapter, OwnedFd::from(device), access, config)
 }
 
 fn remove_mount(mounted: &Mounted) {
-    if let Err(error) = mounted.unmount(true) {
+    if let Err(error) = mounted.unmount(Detach::Lazy) {
         tracing::warn!(%error, "the mount could not be removed");
     }
 }
 
 /// Makes everything durable at the first signal, and unmounts then or as soon as the mount is free.
-/// At the end of a session all processes are told to end at the same time, and those that use the
-/// mount may be slower. A later signal detaches the mount.
+/// At the end of a session all processes get the signal at the same time, and those that use the
+/// mount may take longer to end. A later signal detaches the mount.
 fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
-    let mut asked: Option<Instant> = None;
+    let mut first_signal: Option<Instant> = None;
     let mut is_logged = false;
-    while let Ok(signal) = signals.end.wait(asked.map(|_| RETRY)) {
+    while let Ok(signal) = signals.end.wait(first_signal.map(|_| RETRY_DELAY)) {
         if signal == Some("SIGHUP") && (signals.on_hangup)() {
             continue;
         }
-        let mut lazy = false;
-        match (signal, asked) {
+        let mut how = Detach::No;
+        match (signal, first_signal) {
             (None, None) => continue,
             (None, Some(_)) => {}
             (Some(signal), None) => {
                 tracing::info!(signal, "unmounting");
-                asked = Some(Instant::now());
-                save(filesystem, mounted);
+                first_signal = Some(Instant::now());
+                sync_all(filesystem, mounted);
             }
-            (Some(signal), Some(then)) if then.elapsed() > SAME_END_WINDOW => {
+            (Some(signal), Some(first)) if first.elapsed() > SAME_REQUEST_WINDOW => {
                 tracing::info!(signal, "detaching the mount");
-                lazy = true;
+                how = Detach::Lazy;
             }
             (Some(_), Some(_)) => {}
         }
-        match mounted.unmount(lazy) {
+        match mounted.unmount(how) {
             Ok(()) if !mounted.is_there() => return,
             Ok(()) => {}
             Err(error) if !is_logged => {
@@ -305,7 +306,8 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
     }
 }
 
-fn save(filesystem: &Weak<Filesystem>, mounted: &Mounted) {
+/// Makes everything durable, dirty pages of the kernel included.
+fn sync_all(filesystem: &Weak<Filesystem>, mounted: &Mounted) {
     let Some(filesystem) = filesystem.upgrade() else {
         return;
     };

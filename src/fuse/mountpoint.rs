@@ -1,8 +1,8 @@
 //! Making, tuning and removing a mount.
 //!
 //! Root mounts by `mount(2)`, others by `fusermount3`, which is set-uid for that. fuser gets only
-//! the open device: its own unmounting mistakes a mount that is already gone for one that still
-//! exists, and would unmount whatever replaced it.
+//! the open device: it would also unmount a mount that has already been unmounted, and so remove
+//! one that replaced it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::MountOptions;
-use super::mountinfo::{MountInfo, device_name};
 use crate::sys::files::sync_filesystem;
 use crate::sys::identity::{effective_user, real_group, real_user};
 use crate::sys::location::{Location, LocationInfo};
+use crate::sys::mountinfo::{MountInfo, device_name};
 use crate::sys::mounts::Detach;
 use crate::sys::{descriptors, mounts};
 
@@ -47,8 +47,10 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mou
     } else {
         mount_by_fusermount(dir, options)?
     };
-    let location = Location::open(dir).and_then(|found| found.info()).ok();
-    let location = location.filter(|found| found.is_mount_root);
+    let location = Location::open(dir)
+        .and_then(|location| location.info())
+        .ok();
+    let location = location.filter(|location| location.is_mount_root);
     Ok((device, Mounted { location }))
 }
 
@@ -67,8 +69,8 @@ pub(super) fn check_user(dir: &Path) -> io::Result<()> {
     let metadata = fs::metadata(dir)?;
     let sticky = metadata.mode() & libc::S_ISVTX != 0;
     if (sticky && metadata.uid() != user) || !mounts::may_write(dir)? {
-        let why = "only directories that this user may write to can be mounted on";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        let reason = "a user may mount only on directories that they may write to";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     }
     run_fusermount(|command| {
         command.arg("-V");
@@ -156,6 +158,7 @@ fn mount_by_fusermount(dir: &Path, options: &MountOptions) -> io::Result<File> {
         .map_err(|_| io::Error::other(error_line(&output.stderr)))
 }
 
+/// Starts fusermount3, after `prepare` has set its arguments.
 fn run_fusermount(prepare: impl Fn(&mut Command)) -> io::Result<std::process::Child> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for name in FUSERMOUNT {
@@ -190,7 +193,7 @@ fn error_line(stderr: &[u8]) -> String {
 }
 
 impl Mounted {
-    /// The mount as it is now. Another mount in its place does not count.
+    /// The mount as it is now. `None` if it does not exist any more.
     fn find(&self) -> Option<MountInfo> {
         let mount = MountInfo::of_id(self.location?.mount_id).ok()??;
         mount.is_ours().then_some(mount)
@@ -219,9 +222,8 @@ impl Mounted {
         sync_filesystem(&dir)
     }
 
-    /// Unmounts it, unless it is gone already.
-    pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
-        let how = if lazy { Detach::Lazy } else { Detach::No };
+    /// Unmounts it, if it still exists.
+    pub(super) fn unmount(&self, how: Detach) -> io::Result<()> {
         match self.find() {
             Some(mount) => unmount(&mount, how),
             None => Ok(()),
@@ -234,9 +236,9 @@ impl Mounted {
     }
 }
 
-/// Unmounts that mount, by `umount2(2)` or, without the right to, by `fusermount3 -u`. It is looked
-/// up where it is now, so neither a mount over it nor the target of a path that somebody changes
-/// meanwhile is unmounted.
+/// Unmounts that mount, by `umount2(2)` or, without the right to, by `fusermount3 -u`. The mount is
+/// identified at its current location, so no other mount is unmounted if one covers it or if its
+/// path changes meanwhile.
 ///
 /// # Errors
 /// The mount is in use, another one is mounted over it, or the kernel or fusermount3 refuses.
@@ -245,10 +247,10 @@ pub fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let parent = Location::open(parent)?;
-    // Closed again before the unmount, which it would prevent. A name on which something is mounted
-    // cannot be renamed.
-    let found = Location::open_at(&parent, Path::new(name))?.info()?;
-    if found.mount_id != mount.id || !found.is_mount_root {
+    // This location is closed before the unmount, which it would prevent. A name on which something
+    // is mounted cannot be renamed.
+    let target = Location::open_at(&parent, Path::new(name))?.info()?;
+    if target.mount_id != mount.id || !target.is_mount_root {
         return Err(io::Error::other("something else is mounted over it"));
     }
     match mounts::unmount(&parent.fixed_path().join(name), how) {
@@ -309,15 +311,15 @@ mod tests {
     }
 
     #[test]
-    fn does_not_unmount_what_is_not_ours() {
+    fn does_not_unmount_other_filesystems() {
         let location = Location::open(Path::new("/")).unwrap().info().ok();
         let root = Mounted { location };
         assert!(!root.is_there() && root.device().is_none());
-        root.unmount(false).unwrap();
+        root.unmount(Detach::No).unwrap();
     }
 
     #[test]
-    fn does_not_unmount_what_covers_a_mount() {
+    fn does_not_unmount_a_mount_that_covers_another() {
         let at = |path: &str| Location::open(Path::new(path)).unwrap().info().unwrap();
         let mut proc = MountInfo::of_id(at("/proc").mount_id).unwrap().unwrap();
         proc.id = at("/").mount_id;

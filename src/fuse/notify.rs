@@ -15,14 +15,23 @@ use fuser::{INodeNo, Notifier};
 
 use super::mountpoint::Mounted;
 use crate::fs::KernelCache;
-use crate::fs::types::NodeId;
+use crate::fs::types::{DirentRef, NodeId};
 
-/// An inode to write back, and the channel that reports completion.
-type WriteBackRequest = (INodeNo, SyncSender<()>);
+/// A request to write an inode back.
+#[derive(Debug)]
+struct WriteBackRequest {
+    ino: INodeNo,
+    /// Reports completion.
+    done: SyncSender<()>,
+}
 
-/// An inode whose attributes the kernel is to drop, and the channel that reports completion, if
-/// any.
-type ForgetRequest = (INodeNo, Option<SyncSender<()>>);
+/// A request to make the kernel drop the attributes of an inode.
+#[derive(Debug)]
+struct ForgetRequest {
+    ino: INodeNo,
+    /// Reports completion, if the requester waits for it.
+    done: Option<SyncSender<()>>,
+}
 
 /// Notifications to the kernel.
 #[derive(Debug, Default)]
@@ -59,7 +68,7 @@ impl Notices {
             .spawn({
                 let notifier = notifier.clone();
                 move || {
-                    for (ino, done) in to_forget {
+                    for ForgetRequest { ino, done } in to_forget {
                         forget_attributes(&notifier, ino);
                         if let Some(done) = done {
                             // The caller may have stopped waiting.
@@ -83,7 +92,11 @@ impl Notices {
     pub(super) fn write_back(&self, ino: INodeNo) {
         let Some(channels) = self.0.get() else { return };
         let (done, wait) = sync_channel(1);
-        if channels.write_backs.send((ino, done)).is_ok() {
+        if channels
+            .write_backs
+            .send(WriteBackRequest { ino, done })
+            .is_ok()
+        {
             let _ = wait.recv();
         }
     }
@@ -100,8 +113,8 @@ impl Notices {
     /// Makes the kernel drop the attributes of any inode soon, without waiting.
     pub(super) fn forget_attributes_soon(&self, ino: INodeNo) {
         if let Some(channels) = self.0.get() {
-            // It fails if the mount is gone, and its caches with it.
-            let _ = channels.forgets.send((ino, None));
+            // This fails if the mount, and so its cache, does not exist any more.
+            let _ = channels.forgets.send(ForgetRequest { ino, done: None });
         }
     }
 
@@ -111,7 +124,8 @@ impl Notices {
     pub(super) fn forget_attributes_within(&self, ino: INodeNo, time: Duration) {
         if let Some(channels) = self.0.get() {
             let (done, wait) = sync_channel(1);
-            if channels.forgets.send((ino, Some(done))).is_ok() {
+            let done = Some(done);
+            if channels.forgets.send(ForgetRequest { ino, done }).is_ok() {
                 let _ = wait.recv_timeout(time);
             }
         }
@@ -120,7 +134,7 @@ impl Notices {
 
 impl KernelCache for Notices {
     fn write_back(&self, nodes: &[NodeId]) {
-        // Inode by inode, the kernel would send single pages, and no times.
+        // If only single inodes were invalidated, the kernel would send single pages, and no times.
         let sent = self.0.get().map(|channels| channels.mounted.send_all());
         if let Some(Err(error)) = sent {
             tracing::debug!(%error, "the kernel sends its dirty pages file by file");
@@ -137,12 +151,12 @@ impl KernelCache for Notices {
     }
 
     /// Must not be called by a thread that serves requests: the kernel waits for those.
-    fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]) {
+    fn forget(&self, nodes: &[NodeId], names: &[DirentRef<'_>]) {
         let Some(channels) = self.0.get() else { return };
-        for (directory, name) in names {
-            let name = OsStr::from_bytes(name);
+        for entry in names {
+            let name = OsStr::from_bytes(entry.name);
             // An error means that the kernel does not have it.
-            let _ = channels.notifier.inval_entry(INodeNo(directory.0), name);
+            let _ = channels.notifier.inval_entry(INodeNo(entry.parent.0), name);
         }
         for node in nodes {
             let _ = channels.notifier.inval_inode(INodeNo(node.0), 0, 0);
@@ -157,7 +171,7 @@ fn forget_attributes(notifier: &Notifier, ino: INodeNo) {
 }
 
 fn serve(inbox: &Receiver<WriteBackRequest>, notifier: &Notifier) {
-    while let Ok((ino, done)) = inbox.recv() {
+    while let Ok(WriteBackRequest { ino, done }) = inbox.recv() {
         if let Err(error) = notifier.inval_inode(ino, 0, 0) {
             tracing::debug!(ino = ino.0, %error, "nothing to write back");
         }

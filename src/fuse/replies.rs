@@ -17,7 +17,7 @@ pub(super) const CACHE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// For replies that are not cached.
 const NO_CACHE: Duration = Duration::ZERO;
 
-/// How long the kernel may cache a reply about a node. Views can change in other ways than through
+/// How long the kernel may cache a reply about a node. Views also change without a request through
 /// the mount.
 pub(super) fn cache_ttl(node: NodeId) -> Duration {
     if node.is_of_views() {

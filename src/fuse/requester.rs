@@ -1,8 +1,8 @@
 //! Credentials of the calling process that a request does not carry: from `/proc/PID/status`
 //! (proc_pid_status(5)), `/proc/PID/ns/user` and `/proc/PID/uid_map` (user_namespaces(7)).
 //!
-//! The caller waits for the answer meanwhile, so its pid is not reused. The credentials are looked
-//! up at most once for a request, and only if they decide something. For a process that cannot be
+//! The caller waits for the reply, so its pid is not reused meanwhile. The credentials are looked up
+//! at most once for a request, and only if they decide something. For a process that cannot be
 //! looked up (hidden `/proc`, another pid namespace) only its ids are known: uid 0 then has all
 //! capabilities.
 
@@ -28,7 +28,7 @@ pub(super) struct Requester {
     uid: u32,
     gid: u32,
     pid: u32,
-    known: OnceCell<Option<Credentials>>,
+    credentials: OnceCell<Option<Credentials>>,
 }
 
 /// Credentials of a process.
@@ -55,12 +55,14 @@ impl Requester {
             uid: request.uid(),
             gid: request.gid(),
             pid: request.pid(),
-            known: OnceCell::new(),
+            credentials: OnceCell::new(),
         }
     }
 
     fn credentials(&self) -> Option<&Credentials> {
-        self.known.get_or_init(|| look_up(self.pid)).as_ref()
+        self.credentials
+            .get_or_init(|| read_credentials(self.pid))
+            .as_ref()
     }
 
     /// True if the process has the capability in the first namespace.
@@ -159,7 +161,8 @@ impl Namespace {
     }
 }
 
-fn look_up(pid: u32) -> Option<Credentials> {
+/// The credentials of a process; `None` if they cannot be looked up.
+fn read_credentials(pid: u32) -> Option<Credentials> {
     if pid == 0 {
         return None;
     }
@@ -206,13 +209,23 @@ fn parse_status(status: &str) -> Option<(Vec<u32>, u64)> {
     Some((groups, capabilities))
 }
 
-/// Ranges of ids that a user namespace maps, each as first id and count.
+/// Ids that a user namespace maps, as ids of this process's namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Map(Vec<(u32, u32)>);
+struct Map(Vec<IdRange>);
+
+/// Consecutive user or group ids.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct IdRange {
+    first: u32,
+    count: u32,
+}
 
 impl Map {
     fn all() -> Self {
-        Self(vec![(0, u32::MAX)])
+        Self(vec![IdRange {
+            first: 0,
+            count: u32::MAX,
+        }])
     }
 
     fn is_all(&self) -> bool {
@@ -224,18 +237,20 @@ impl Map {
         let range = |line: &str| {
             let mut numbers = line.split_whitespace().map(str::parse::<u32>);
             let _within = numbers.next()?.ok()?;
-            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+            Some(IdRange {
+                first: numbers.next()?.ok()?,
+                count: numbers.next()?.ok()?,
+            })
         };
         Self(text.lines().filter_map(range).collect())
     }
 
-    fn has(&self, number: u32) -> bool {
-        let within = |&(first, count): &(u32, u32)| {
-            number
-                .checked_sub(first)
-                .is_some_and(|offset| offset < count)
+    fn has(&self, id: u32) -> bool {
+        let contains = |range: &IdRange| {
+            let offset = id.checked_sub(range.first);
+            offset.is_some_and(|offset| offset < range.count)
         };
-        self.0.iter().any(within)
+        self.0.iter().any(contains)
     }
 }
 
@@ -270,14 +285,14 @@ mod tests {
 
     #[test]
     fn looks_this_process_up() {
-        let known = look_up(std::process::id()).unwrap();
-        assert!(known.namespace.maps(0, 0));
-        assert_eq!(look_up(0), None);
+        let credentials = read_credentials(std::process::id()).unwrap();
+        assert!(credentials.namespace.maps(0, 0));
+        assert_eq!(read_credentials(0), None);
         let unknown = |uid| Requester {
             uid,
             gid: 7,
             pid: 0,
-            known: OnceCell::new(),
+            credentials: OnceCell::new(),
         };
         assert!(unknown(0).keeps_set_ids() && unknown(0).is_of_group(1, 8));
         assert!(!unknown(1).keeps_set_ids() && !unknown(1).sees_trusted());

@@ -1,8 +1,8 @@
 //! Taking, deleting and renaming views through the mount.
 //!
-//! This makes contents durable and commits, so workers do it. The kernel is also asked to send its
-//! dirty pages, which the reading thread must receive meanwhile; so that thread must not wait for
-//! other changes of views either.
+//! These operations make contents durable and commit, so workers serve them. The kernel also sends
+//! its dirty pages, which the reading thread must receive meanwhile; so that thread must not wait
+//! for other changes of views either.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,13 +11,13 @@ use fuser::{ReplyEmpty, ReplyEntry, Request};
 
 use super::dispatch::Dispatch;
 use super::replies::{answer, send_entry, send_ok};
-use super::requester;
+use super::requester::for_audit;
 use super::workers::Lane;
 use crate::audit;
 use crate::fs::types::{Caller, DirentRef, NodeId, RenameFlags};
 
 /// Serves `mkdir` in a directory that holds views.
-pub(super) fn make(
+pub(super) fn create(
     dispatch: &Dispatch,
     request: &Request,
     caller: Caller,
@@ -25,9 +25,9 @@ pub(super) fn make(
     name: &OsStr,
     reply: ReplyEntry,
 ) {
-    let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
+    let (name, requester) = (name.as_bytes().to_vec(), for_audit(request));
     dispatch.submit("mkdir", request, Lane::Lengthy, 0, move |fs| {
-        let _asked = audit::requested_by(asker);
+        let _scope = audit::requested_by(requester);
         answer(reply, fs.mkdir(&caller, parent, &name, 0), send_entry);
     });
 }
@@ -40,9 +40,9 @@ pub(super) fn remove(
     name: &OsStr,
     reply: ReplyEmpty,
 ) {
-    let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
+    let (name, requester) = (name.as_bytes().to_vec(), for_audit(request));
     dispatch.submit("rmdir", request, Lane::Lengthy, 0, move |fs| {
-        let _asked = audit::requested_by(asker);
+        let _scope = audit::requested_by(requester);
         answer(reply, fs.rmdir(parent, &name), send_ok);
     });
 }
@@ -59,9 +59,9 @@ pub(super) fn rename(
 ) {
     let (parent, name) = (from.parent, from.name.to_vec());
     let (new_parent, new_name) = (to.parent, to.name.to_vec());
-    let asker = requester::for_audit(request);
+    let requester = for_audit(request);
     dispatch.submit("rename", request, Lane::Lengthy, 0, move |fs| {
-        let _asked = audit::requested_by(asker);
+        let _scope = audit::requested_by(requester);
         let from = DirentRef::new(parent, &name);
         let to = DirentRef::new(new_parent, &new_name);
         let done = fs.rename(&caller, from, to, flags);

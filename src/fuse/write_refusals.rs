@@ -1,14 +1,14 @@
 //! Refusal of writes that cannot be stored because the volume is full.
 //!
-//! With writeback, a write(2) returns when the kernel has the bytes. That there is no space for
-//! them shows up when the kernel sends them, much later and to no particular process. So a file for
-//! which that happened is marked here, and its attributes are invalidated in the kernel. Before the
-//! kernel accepts the next write it asks for them, passing the open file, and an error there
-//! becomes the error of that write. stat(2), reads and seeks do not ask in that way and still work.
+//! With writeback, a write(2) returns when the kernel has the bytes. The kernel sends them much
+//! later, and if there is no space for them then, no process gets the error. So such a file is
+//! marked here, and its attributes are invalidated in the kernel. Before the kernel accepts the next
+//! write it asks for them, passing the open file, and an error there becomes the error of that
+//! write. For stat(2), reads and seeks the kernel does not pass the open file, so they still work.
 //!
-//! The kernel does not say where the next write goes: it may overwrite existing bytes, for which
-//! there is always space. So a write is let through again after [`RETRY_AFTER`]. A WRITE that
-//! succeeds ends the refusal, another one that fails starts it again.
+//! The offset of the next write is not known: it may overwrite existing bytes, for which there is
+//! always space. So a write is accepted again after [`RETRY_AFTER`]. A WRITE that succeeds ends the
+//! refusal, another one that fails starts it again.
 //!
 //! An empty file has no bytes to overwrite. If a file is created, or truncated to zero, within that
 //! time after a failed WRITE, its writes are refused at once unless there is space for another
@@ -37,7 +37,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// normally takes microseconds.
 const REPLY_DELAY_MAX: Duration = Duration::from_millis(100);
 
-/// Free space beyond the bytes of a failed WRITE before another one is let through.
+/// Free space beyond the bytes of a failed WRITE before another one is accepted.
 const HEADROOM_BYTES: u64 = 128 << 10;
 
 /// The files whose writes are refused.
@@ -116,7 +116,7 @@ struct Marks {
     newest: Mutex<Option<Mark>>,
     /// Whether there is one.
     was_full: AtomicBool,
-    /// Number of marks. It is mostly zero, and then nobody takes the lock.
+    /// Number of marks. While it is zero, as it mostly is, the lock is not taken.
     count: AtomicUsize,
 }
 
@@ -124,10 +124,9 @@ struct Marks {
 struct Mark {
     errno: Errno,
     /// Length of the failed WRITE in bytes. `None` if it failed while there were enough free bytes:
-    /// then it was for want of something else, such as inodes or a quota, and free bytes prove
-    /// nothing.
+    /// then something else was missing, such as inodes or a quota, and free bytes prove nothing.
     len: Option<u64>,
-    /// When a write is let through again.
+    /// When a write is accepted again.
     retry_at: Instant,
 }
 
@@ -203,7 +202,7 @@ impl Marks {
         }
         let mark = *self.marked.lock().get(&node)?;
         match mark.errno {
-            // This concerns one offset, and the next write may go to another.
+            // This error concerns one offset, and the next write may have another.
             Errno::EFBIG => self.clear(node),
             Errno::EROFS => {}
             _ if mark.fits(free()) => {
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn lets_one_try_again() {
+    fn accepts_a_write_again_after_a_while() {
         let files = Marks::default();
         files.failed(FILE, 1 << 20, Errno::ENOSPC, || Some(1 << 20));
         files.marked.lock().get_mut(&FILE).unwrap().retry_at = Instant::now();

@@ -9,15 +9,16 @@
 //!
 //! A thread may have its own descriptors ([`super::deadline`]), which `/proc/thread-self` shows.
 //!
-//! Sources: proc(5) `mountinfo` and `fdinfo`, statvfs(3), Linux `include/uapi/linux/fs.h`.
+//! Sources: statvfs(3), Linux `include/uapi/linux/fs.h`.
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use super::mountinfo::MountInfo;
 
 /// Prefix of the identity of a filesystem that is known only by the source of its mount.
 const SOURCE: &str = "source:";
@@ -50,11 +51,11 @@ impl DirectoryIdentity {
         let file = File::from(directory.as_fd().try_clone_to_owned()?);
         let metadata = file.metadata()?;
         let path = current_path(&file, &metadata, typed)?;
-        let mount = mount_of(&file);
+        let mount = MountInfo::of_file(&file).ok().flatten();
         let filesystem = mount
             .as_ref()
             .and_then(|mount| filesystem_identity(&file, mount));
-        let inside = mount.and_then(|mount| mount.inside(&path));
+        let inside = mount.and_then(|mount| path_inside(&mount, &path));
         Ok(Self {
             path,
             device: metadata.dev(),
@@ -116,76 +117,19 @@ fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<Pa
     }
 }
 
-/// The mount through which a file was opened.
-struct Mount {
-    root: PathBuf,
-    dir: PathBuf,
-    kind: String,
-    source: String,
-}
-
-impl Mount {
-    /// The path within the filesystem, for a path of this mount.
-    fn inside(&self, path: &Path) -> Option<PathBuf> {
-        let rest = path.strip_prefix(&self.dir).ok()?;
-        // Without a slash at the end.
-        Some(match rest.as_os_str().is_empty() {
-            true => self.root.clone(),
-            false => self.root.join(rest),
-        })
-    }
-}
-
-fn mount_of(file: &File) -> Option<Mount> {
-    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd())).ok()?;
-    let id = info
-        .lines()
-        .find_map(|line| line.strip_prefix("mnt_id:"))?
-        .trim()
-        .to_owned();
-    let mounts = fs::read("/proc/self/mountinfo").ok()?;
-    let mut lines = mounts.split(|byte| *byte == b'\n');
-    lines.find_map(|line| parse_mount(line, &id))
-}
-
-/// `id parent major:minor root dir options [optional fields ...] - type source super-options`
-fn parse_mount(line: &[u8], id: &str) -> Option<Mount> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    if fields.next()? != id.as_bytes() {
-        return None;
-    }
-    let path = |field: &[u8]| PathBuf::from(std::ffi::OsString::from_vec(unescape(field)));
-    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
-    let mut fields = fields.skip(2);
-    let root = path(fields.next()?);
-    let dir = path(fields.next()?);
-    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
-    Some(Mount {
-        root,
-        dir,
-        kind: text(rest.next()?),
-        source: text(rest.next()?),
+/// The path within the filesystem, for a path of this mount.
+fn path_inside(mount: &MountInfo, path: &Path) -> Option<PathBuf> {
+    let rest = path.strip_prefix(&mount.dir).ok()?;
+    // Without a slash at the end.
+    Some(match rest.as_os_str().is_empty() {
+        true => mount.root.clone(),
+        false => mount.root.join(rest),
     })
 }
 
-/// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = (byte == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        plain.push(octal.unwrap_or(byte));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    plain
-}
-
-fn filesystem_identity(file: &File, mount: &Mount) -> Option<String> {
-    let kind = &mount.kind;
+fn filesystem_identity(file: &File, mount: &MountInfo) -> Option<String> {
+    let kind = &mount.filesystem;
+    let source = mount.source.to_string_lossy();
     if NAMED_BY_DEVICE.contains(&kind.as_str()) {
         // Without a UUID there is only the number of the device, which another disk may get.
         return filesystem_uuid(file).map(|uuid| format!("{kind}:{uuid}"));
@@ -193,9 +137,9 @@ fn filesystem_identity(file: &File, mount: &Mount) -> Option<String> {
     match filesystem_number(file) {
         Ok(number) if number != 0 => Some(format!("{kind}:{number:016x}")),
         // A local device or path may hold another filesystem tomorrow; a server's does not.
-        _ if !names_a_server(&mount.source) => None,
+        _ if !names_a_server(&source) => None,
         _ => {
-            let text = format!("{SOURCE}{kind}:{}", mount.source);
+            let text = format!("{SOURCE}{kind}:{source}");
             let plain = text.chars().filter(|c| !c.is_control()).collect::<String>();
             (plain.len() <= FILESYSTEM_BYTES_MAX).then_some(plain)
         }
@@ -281,19 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_mountinfo() {
-        let line = b"41 31 0:38 /sub\\040dir /mnt/a\\040b rw shared:1 master:2 - nfs4 host:/x rw";
-        let mount = parse_mount(line, "41").unwrap();
-        assert_eq!(mount.kind, "nfs4");
-        assert_eq!(mount.source, "host:/x");
-        let inside = mount.inside(Path::new("/mnt/a b/vol"));
+    fn paths_within_a_filesystem() {
+        let mount = MountInfo {
+            root: "/sub dir".into(),
+            dir: "/mnt/a b".into(),
+            ..MountInfo::of_file(File::open("/").unwrap())
+                .unwrap()
+                .unwrap()
+        };
+        let inside = path_inside(&mount, Path::new("/mnt/a b/vol"));
         assert_eq!(inside, Some("/sub dir/vol".into()));
-        assert_eq!(mount.inside(Path::new("/mnt/a b")), Some("/sub dir".into()));
-        assert_eq!(mount.inside(Path::new("/elsewhere")), None);
-        for id in ["4", "410", ""] {
-            assert!(parse_mount(line, id).is_none(), "{id}");
-        }
-        assert!(parse_mount(b"41 31 0:38 / /mnt rw", "41").is_none());
+        let inside = path_inside(&mount, Path::new("/mnt/a b"));
+        assert_eq!(inside, Some("/sub dir".into()));
+        assert_eq!(path_inside(&mount, Path::new("/elsewhere")), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) mod interrupt;
 pub(crate) mod limits;
 pub(crate) mod location;
 pub(crate) mod memory;
+pub(crate) mod mountinfo;
 pub(crate) mod mounts;
 pub(crate) mod owned;
 pub(crate) mod probe;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bilayer::errno::Errno;
 use bilayer::fs::snapshots::{ReadOnlyBecause, ViewError, ViewKind};
-use bilayer::fs::types::NodeId;
+use bilayer::fs::types::{DirentRef, NodeId};
 use bilayer::fs::{AccessTimes, FilesystemOptions, KernelCache};
 use bilayer::store::faulty::{CallKind, Fault};
 
@@ -151,7 +151,7 @@ impl KernelCache for SlowKernel {
         false
     }
 
-    fn forget(&self, _: &[NodeId], _: &[(NodeId, Vec<u8>)]) {}
+    fn forget(&self, _: &[NodeId], _: &[DirentRef<'_>]) {}
 }
 
 /// Lets `change` begin, has the volume made read-only, and lets the change go on: `begun` waits

@@ -33,9 +33,9 @@ use crate::control::wire::DecodeError;
 use crate::daemon::operations::perform;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FilesystemOptions};
-use crate::fuse::mountinfo::{self, MountInfo};
 use crate::keys::{PassphraseSource, PlatformKeystore};
 use crate::store::directory::DirectoryStore;
+use crate::sys::mountinfo::{self, MountInfo};
 use crate::volume::{self, OpenOptions, Volume};
 
 #[derive(Args, Debug)]

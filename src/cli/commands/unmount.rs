@@ -29,9 +29,9 @@ use crate::daemon::options::RequestedOptions;
 use crate::daemon::remount::remount_at;
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse;
-use crate::fuse::mountinfo::{MountInfo, holders_elsewhere};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
+use crate::sys::mountinfo::{MountInfo, holders_elsewhere};
 use crate::sys::mounts::Detach;
 use crate::sys::process::WatchedProcess;
 

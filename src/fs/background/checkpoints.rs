@@ -7,6 +7,7 @@
 //! continues it. A failure is logged once and does not affect the filesystem.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -20,9 +21,10 @@ use crate::volume::spare;
 
 /// The inverse of the maximum share of time spent on checkpoints.
 const TIME_SHARE: u32 = 100;
-/// Length of one turn of work, and how much longer the thread sleeps after it.
-const SLICE: Duration = Duration::from_millis(10);
-const SLEEPS: u32 = 3;
+/// Minimum time of work between two sleeps.
+const WORK_TIME_MIN: Duration = Duration::from_millis(10);
+/// A sleep lasts this many times as long as the work before it.
+const SLEEP_FACTOR: u32 = 3;
 /// Delay of the first checkpoint after a mount, if there is none or an old one.
 const FIRST_DELAY: Duration = Duration::from_secs(30);
 /// Maximum time spent on a checkpoint while closing.
@@ -34,8 +36,9 @@ struct CheckpointState {
     newest: Option<Checkpoint>,
     /// The newest batch that the newest checkpoint contains.
     through: Option<BatchNumber>,
+    /// The last attempt failed, and this was logged.
     warned: bool,
-    /// That there is no spare superblock was logged.
+    /// There is no spare superblock, and this was logged.
     warned_of_spare: bool,
 }
 
@@ -60,11 +63,18 @@ impl ThreadControl {
     }
 }
 
+/// The thread that makes checkpoints.
+#[derive(Debug)]
+struct CheckpointThread {
+    control: Arc<ThreadControl>,
+    handle: JoinHandle<()>,
+}
+
 /// The checkpoints of a filesystem in use.
 #[derive(Debug, Default)]
 pub(in crate::fs) struct Checkpoints {
-    known: Mutex<CheckpointState>,
-    worker: Mutex<Option<(Arc<ThreadControl>, std::thread::JoinHandle<()>)>>,
+    state: Mutex<CheckpointState>,
+    thread: Mutex<Option<CheckpointThread>>,
 }
 
 impl Filesystem {
@@ -74,29 +84,31 @@ impl Filesystem {
             return;
         }
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
-        let found = checkpoint::resume_unfinished(store, active)
+        let newest = checkpoint::resume_unfinished(store, active)
             .and_then(|_| checkpoint::newest(store, active))
             .inspect_err(|error| tracing::warn!(%error, "the checkpoints cannot be read"));
-        if let Some((newest, rows)) = found.ok().flatten() {
-            let mut known = self.checkpoints.known.lock();
-            known.newest = Some(newest);
+        if let Some((newest, rows)) = newest.ok().flatten() {
+            let mut state = self.checkpoints.state.lock();
+            state.newest = Some(newest);
             let newest_batch = self.meta.newest_batch();
             let is_current = self.meta.has_rows_of(&rows).unwrap_or(false);
-            known.through = is_current.then_some(newest_batch);
+            state.through = is_current.then_some(newest_batch);
         }
-        self.keep_spare();
+        self.update_spare();
         self.start_checkpoints();
     }
 
+    /// Updates the spare copy of the superblock.
     fn write_spare(&self) -> std::io::Result<()> {
         let volume = &self.volume;
         spare::keep(&*volume.store, &volume.keys, &volume.header)
     }
 
-    fn keep_spare(&self) {
+    /// Updates the spare copy of the superblock. The first failure is logged.
+    fn update_spare(&self) {
         let written = self.write_spare();
         let failed = written.is_err();
-        let warned = std::mem::replace(&mut self.checkpoints.known.lock().warned_of_spare, failed);
+        let warned = std::mem::replace(&mut self.checkpoints.state.lock().warned_of_spare, failed);
         if let Err(error) = written
             && !warned
         {
@@ -111,8 +123,8 @@ impl Filesystem {
         if !self.options.background {
             return;
         }
-        let orders = Arc::new(ThreadControl::default());
-        let (this, control) = (Arc::downgrade(self), Arc::clone(&orders));
+        let of_thread = Arc::new(ThreadControl::default());
+        let (this, control) = (Arc::downgrade(self), Arc::clone(&of_thread));
         let mut wait = match self.checkpoint_age() {
             Some(age) if age < interval => interval - age,
             _ => interval.min(FIRST_DELAY),
@@ -131,32 +143,36 @@ impl Filesystem {
         };
         let thread = std::thread::Builder::new().name("checkpoints".into());
         match thread.spawn(work) {
-            Ok(handle) => *self.checkpoints.worker.lock() = Some((orders, handle)),
+            Ok(handle) => {
+                let control = of_thread;
+                *self.checkpoints.thread.lock() = Some(CheckpointThread { control, handle });
+            }
             Err(error) => tracing::warn!(%error, "no checkpoints will be made"),
         }
     }
 
     pub(in crate::fs) fn stop_checkpoints(&self) {
-        let Some((orders, worker)) = self.checkpoints.worker.lock().take() else {
+        let Some(CheckpointThread { control, handle }) = self.checkpoints.thread.lock().take()
+        else {
             return;
         };
-        *orders.stop.lock() = true;
-        orders.wake.notify_all();
-        if worker.thread().id() != std::thread::current().id() && worker.join().is_err() {
+        *control.stop.lock() = true;
+        control.wake.notify_all();
+        if handle.thread().id() != std::thread::current().id() && handle.join().is_err() {
             tracing::error!("the checkpoint thread panicked");
         }
     }
 
     /// Age of the newest checkpoint. `None` for one with a time in the future.
     pub(in crate::fs) fn checkpoint_age(&self) -> Option<Duration> {
-        let created = self.checkpoints.known.lock().newest?.created;
+        let created = self.checkpoints.state.lock().newest?.created;
         let seconds = Timespec::now().secs.checked_sub(created.secs)?;
         u64::try_from(seconds).ok().map(Duration::from_secs)
     }
 
     /// True if there are changes that the newest checkpoint does not contain.
     pub(in crate::fs) fn checkpoint_is_behind(&self) -> bool {
-        let through = self.checkpoints.known.lock().through;
+        let through = self.checkpoints.state.lock().through;
         through.is_none_or(|through| through < self.meta.newest_batch())
     }
 
@@ -168,9 +184,9 @@ impl Filesystem {
         }
     }
 
-    fn try_checkpoint(&self, go_on: &mut dyn FnMut() -> bool) {
-        self.keep_spare();
-        match self.write_checkpoint(go_on) {
+    fn try_checkpoint(&self, may_continue: &mut dyn FnMut() -> bool) {
+        self.update_spare();
+        match self.write_checkpoint(may_continue) {
             Ok(made) => {
                 tracing::debug!(
                     bytes = made.checkpoint.bytes,
@@ -180,12 +196,12 @@ impl Filesystem {
                     renewals = made.renewals,
                     "a checkpoint of the metadata was made"
                 );
-                self.checkpoints.known.lock().warned = false;
+                self.checkpoints.state.lock().warned = false;
             }
             Err(CheckpointError::Stopped) => {
                 tracing::debug!("a checkpoint of the metadata is not finished yet");
             }
-            Err(error) if !std::mem::replace(&mut self.checkpoints.known.lock().warned, true) => {
+            Err(error) if !std::mem::replace(&mut self.checkpoints.state.lock().warned, true) => {
                 match error {
                     CheckpointError::Damaged { .. } => tracing::error!(
                         %error,
@@ -226,14 +242,14 @@ impl Filesystem {
 
     fn write_checkpoint(
         &self,
-        go_on: &mut dyn FnMut() -> bool,
+        may_continue: &mut dyn FnMut() -> bool,
     ) -> Result<Written, CheckpointError> {
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
-        let made = self.meta.write_checkpoint(store, active, go_on)?;
-        let mut known = self.checkpoints.known.lock();
-        known.newest = Some(made.checkpoint);
+        let made = self.meta.write_checkpoint(store, active, may_continue)?;
+        let mut state = self.checkpoints.state.lock();
+        state.newest = Some(made.checkpoint);
         // Applied changes that are not committed count as new changes the next time.
-        known.through = Some(made.through);
+        state.through = Some(made.through);
         Ok(made)
     }
 
@@ -246,14 +262,15 @@ impl Filesystem {
         if !is_short() {
             return false;
         }
-        let gave_up = self
+        let removed_unfinished = self
             .meta
             .discard_unfinished_checkpoint(store)
             .unwrap_or(false);
         // If checkpoints are disabled, existing ones stay.
-        let may_go = self.options.checkpoint_interval.is_some() && is_short();
-        let gave_way = may_go && checkpoint::discard_oldest(store, active, 1).unwrap_or(false);
-        gave_up || gave_way
+        let may_remove = self.options.checkpoint_interval.is_some() && is_short();
+        let removed_oldest =
+            may_remove && checkpoint::discard_oldest(store, active, 1).unwrap_or(false);
+        removed_unfinished || removed_oldest
     }
 
     /// Bytes that checkpoints of the metadata take on the backing filesystem, an unfinished one
@@ -263,16 +280,16 @@ impl Filesystem {
     }
 }
 
-/// Divides work into turns with sleep in between. The returned closure is asked whether to go on.
-/// `wait` waits that long and returns whether to stop.
+/// Returns a closure that a long operation calls between its steps, to learn whether to continue.
+/// The closure sleeps when it is time to. `wait` waits that long and returns true to stop.
 fn throttled(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
     let mut awake = Instant::now();
     move || {
         let worked = awake.elapsed();
-        if worked < SLICE {
+        if worked < WORK_TIME_MIN {
             return !wait(Duration::ZERO);
         }
-        let stop = wait(worked * SLEEPS);
+        let stop = wait(worked * SLEEP_FACTOR);
         awake = Instant::now();
         !stop
     }

@@ -1,10 +1,10 @@
 //! Recording the volume's newest commit in the platform keystore.
 //!
 //! The record is not part of the volume. While it cannot be written, the volume stays in use, since
-//! it was written once before the first change (see [`crate::volume::open()`]). Meanwhile
-//! protection is missing: an older copy from after the last record would not be noticed. So a
-//! failure is logged, once for each kind and again when it is over, and shown in `status`; and
-//! closing without writing the record is an error.
+//! it was written once before the first change (see [`crate::volume::open()`]). Until it is written
+//! again, an older copy from after the last record would not be noticed. So a failure is logged,
+//! once for each kind, and shown in `status`; the end of the failure is logged too; and closing
+//! without writing the record is an error.
 
 use parking_lot::Mutex;
 

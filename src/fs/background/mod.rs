@@ -1,7 +1,7 @@
 //! Work in the background: the committer thread, and what it does between two commits.
 //!
-//! The committer commits by time and on request, removes large unlinked files, drops what deleted
-//! views held, compacts lists of parts and gives hidden pages back. Checkpoints have a thread of
+//! The committer commits by time and on request, removes large unlinked files, drops records of
+//! deleted views, compacts lists of parts and punches hidden pages. Checkpoints have a thread of
 //! their own ([`checkpoints`]).
 
 mod checkpoints;
@@ -12,7 +12,7 @@ mod removal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Filesystem, FsError};
 
@@ -44,12 +44,12 @@ impl Filesystem {
             .name("committer".into())
             .spawn(move || {
                 while let Some(this) = this.upgrade() {
-                    let stop = this.wait(interval);
-                    let turn = catch_unwind(AssertUnwindSafe(|| this.background_tick(stop)));
-                    if turn.is_err() {
+                    let stop = this.wait_for_tick(interval);
+                    let tick = catch_unwind(AssertUnwindSafe(|| this.background_tick(stop)));
+                    if tick.is_err() {
                         // Without this thread nothing would be committed by time any more.
                         this.meta
-                            .latch("a bug of this program in the committer thread");
+                            .latch("a bug in the committer thread of this program");
                     }
                     if stop {
                         break;
@@ -60,6 +60,7 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Does everything that is due; when stopping, only what must not wait for the next mount.
     fn background_tick(&self, stop: bool) {
         self.remove_pending();
         if stop {
@@ -110,7 +111,8 @@ impl Filesystem {
         Ok(())
     }
 
-    fn wait(&self, interval: std::time::Duration) -> bool {
+    /// Waits for a request, or that long. True if the thread is to stop.
+    fn wait_for_tick(&self, interval: Duration) -> bool {
         let until = Instant::now() + interval;
         let mut background = self.background.lock();
         while !background.stop && !background.commit {

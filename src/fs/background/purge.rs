@@ -1,15 +1,15 @@
-//! Dropping what only deleted views could see, and compacting lists of parts.
+//! Dropping records and pages that only deleted views could see, and compacting lists of parts.
 
 use std::time::{Duration, Instant};
 
 use crate::fs::{Filesystem, FsError};
 
-/// Pages that one turn of the background thread copies to shorten lists of parts: 16 MiB, which is
-/// little between two commits by time, compared with what a disk can do.
-const FLATTENED_PAGES: u32 = 4096;
+/// Pages that one tick of the background thread copies to shorten lists of parts: 16 MiB, which a
+/// disk writes in a small part of the time between two commits.
+const FLATTENED_PAGES_MAX: u32 = 4096;
 
-/// Maximum time for dropping records of deleted views between two commits.
-const PURGE_TURN: Duration = Duration::from_millis(100);
+/// Maximum time for dropping records or pages of deleted views between two commits.
+const TURN_TIME_MAX: Duration = Duration::from_millis(100);
 
 /// How often a caller that waits for trimming runs it again after a commit.
 const TRIM_ROUNDS: u32 = 3;
@@ -19,27 +19,28 @@ impl Filesystem {
     /// of the next commit.
     pub fn compact_parts(&self) {
         if !self.is_read_only() {
-            let asked = || {
+            let is_interrupted = || {
                 let background = self.background.lock();
                 background.commit || background.stop
             };
-            self.contents.flatten_some(FLATTENED_PAGES, &asked);
+            self.contents
+                .flatten_some(FLATTENED_PAGES_MAX, &is_interrupted);
         }
     }
 
-    /// Gives back pages that only deleted views could see, for a limited time.
+    /// Punches pages that only deleted views could see, for a limited time.
     pub(super) fn trim_some(&self) {
         if self.is_read_only() || self.meta.check_writable().is_err() {
             return;
         }
-        let Some(_turn) = self.trimming.try_write() else {
+        let Some(_trimming) = self.trimming.try_write() else {
             return;
         };
         let begin = Instant::now();
-        let enough = || begin.elapsed() >= PURGE_TURN;
-        if let Err(error) = self.contents.trim_some(&enough) {
-            tracing::error!(%error, "pages of deleted snapshots could not be given back yet");
-        } else if enough() {
+        let is_time_over = || begin.elapsed() >= TURN_TIME_MAX;
+        if let Err(error) = self.contents.trim_some(&is_time_over) {
+            tracing::error!(%error, "pages of deleted snapshots could not be freed yet");
+        } else if is_time_over() {
             self.wake_background();
         }
     }
@@ -51,13 +52,13 @@ impl Filesystem {
         }
         let begin = Instant::now();
         let mut purge = self.purge.lock();
-        while begin.elapsed() < PURGE_TURN {
+        while begin.elapsed() < TURN_TIME_MAX {
             match purge.step(&self.meta) {
                 Ok(true) if self.meta.pending_bytes() > self.pending_limit() => return true,
                 Ok(true) => {}
                 Ok(false) => return false,
                 Err(error) => {
-                    tracing::error!(%error, "what deleted snapshots held could not be dropped yet");
+                    tracing::error!(%error, "records of deleted snapshots could not be dropped yet");
                     return false;
                 }
             }
@@ -65,8 +66,8 @@ impl Filesystem {
         true
     }
 
-    /// Drops everything that only deleted views could see and gives its space back, without waiting
-    /// for the background thread.
+    /// Drops everything that only deleted views could see and frees its space, without waiting for
+    /// the background thread.
     ///
     /// # Errors
     /// Something could not be dropped or made durable.
@@ -79,7 +80,7 @@ impl Filesystem {
         self.sync_everything()?;
         // First the records change; once that is durable, the pages that they no longer name are
         // punched.
-        let _turn = self.trimming.write();
+        let _trimming = self.trimming.write();
         for _ in 0..TRIM_ROUNDS {
             if !self.contents.trim_some(&|| false)? {
                 break;

@@ -1,11 +1,11 @@
-//! Reclaiming space on a full disk: space of removed files is given back before an operation fails
-//! with ENOSPC.
+//! Reclaiming space on a full disk: space of removed files is freed before an operation fails with
+//! ENOSPC.
 //!
-//! The objects of a removed file are unlinked after the commit that removes its names, in the
-//! background, and space that only deleted views used is given back after that. Until then it is
-//! used, although the caller believes it to be free. So an operation that meets a full disk has
-//! this done at once and tries again. Several that meet it at the same time share one run. The
-//! older one of two checkpoints is removed too.
+//! The objects of a removed file are unlinked in the background, after the commit that removes its
+//! names, and space that only deleted views used is freed after that. Until then the space is still
+//! used, although programs expect it to be free. So an operation that gets ENOSPC does this work
+//! itself and tries again. Operations that get ENOSPC at the same time share one reclaim. The older
+//! one of two checkpoints is removed too.
 //!
 //! The caller must hold nothing that a commit waits for: no inode lock, no file's gate, not the
 //! namespace.
@@ -13,8 +13,8 @@
 use crate::errno::Errno;
 use crate::fs::{Filesystem, FsError};
 
-/// Maximum number of purge steps that an operation waits for.
-const PURGE_TURNS: u32 = 20;
+/// Maximum number of turns of the purge that an operation waits for.
+const PURGE_TURNS_MAX: u32 = 20;
 
 impl Filesystem {
     /// Runs a change. If there is no space for it, reclaims space and runs it once more. The change
@@ -23,9 +23,9 @@ impl Filesystem {
         &self,
         mut change: impl FnMut() -> Result<T, E>,
     ) -> Result<T, Errno> {
-        let seen = *self.reclaims.lock();
+        let reclaims_before = *self.reclaims.lock();
         match change().map_err(Into::into) {
-            Err(errno) if errno.is_full() && self.reclaim_space(seen, errno) => {
+            Err(errno) if errno.is_full() && self.reclaim_space(reclaims_before, errno) => {
                 change().map_err(Into::into)
             }
             result => result,
@@ -39,34 +39,35 @@ impl Filesystem {
             || self.contents.has_garbage().unwrap_or(false)
     }
 
-    /// Reclaims space, unless another thread did so since `seen`. True if there may be space now.
-    fn reclaim_space(&self, seen: u64, errno: Errno) -> bool {
-        let mut made = self.reclaims.lock();
-        if *made != seen {
+    /// Reclaims space, unless another thread has done so since `reclaims_before` was read. True if
+    /// there may be space now.
+    fn reclaim_space(&self, reclaims_before: u64, errno: Errno) -> bool {
+        let mut reclaims = self.reclaims.lock();
+        if *reclaims != reclaims_before {
             return true;
         }
-        let waits = self.has_reclaimable_space();
-        let gave_way = self.free_checkpoint_space(errno);
-        if !waits && !gave_way {
+        let is_reclaimable = self.has_reclaimable_space();
+        let removed_checkpoint = self.free_checkpoint_space(errno);
+        if !is_reclaimable && !removed_checkpoint {
             return false;
         }
         self.remove_pending();
         let mut turns = 0;
-        while turns < PURGE_TURNS && self.purge_some() {
+        while turns < PURGE_TURNS_MAX && self.purge_some() {
             turns += 1;
         }
-        // Objects whose removal is committed can be unlinked even if there is no space for a
-        // commit; then there is.
+        // Objects whose removal is committed can be unlinked even without space for a commit. That
+        // may free the space for it.
         let freed = self.contents.collect().is_ok();
         let committed = self.commit_now().is_ok();
-        let freed = self.contents.collect().is_ok() || freed || gave_way;
+        let freed = self.contents.collect().is_ok() || freed || removed_checkpoint;
         self.ballast.allow_refill();
         tracing::info!(
             committed,
             freed,
             "the disk is full: space of removed files was reclaimed"
         );
-        *made += 1;
+        *reclaims += 1;
         freed
     }
 

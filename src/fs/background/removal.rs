@@ -2,14 +2,15 @@
 
 use crate::fs::{Filesystem, FsError};
 use crate::ids::Ino;
+use crate::meta::View;
 use crate::object::ObjectError;
 
 impl Filesystem {
     /// Removes a small orphan at once, and a larger one in the background.
     pub(in crate::fs) fn remove_or_defer(&self, ino: Ino) {
-        const PAGES_AT_ONCE: u64 = 4096;
+        const PAGES_AT_ONCE_MAX: u64 = 4096;
         if self.is_read_only() {
-            // It is removed when the filesystem is writable again, or by the next mount.
+            // The orphan is removed when the filesystem is writable again, or by the next mount.
             self.pending_removals.lock().push(ino);
             return;
         }
@@ -17,15 +18,15 @@ impl Filesystem {
             return;
         }
         let small = matches!(
-            self.meta.inode(ino, crate::meta::View::LIVE),
-            Ok(Some(record)) if record.pages < PAGES_AT_ONCE
+            self.meta.inode(ino, View::LIVE),
+            Ok(Some(record)) if record.pages < PAGES_AT_ONCE_MAX
         );
         if !small {
             self.pending_removals.lock().push(ino);
             self.wake_background();
         } else if let Err(error) = self.remove_inode(ino) {
             if self.is_read_only() {
-                // It has been remounted read-only meanwhile.
+                // The filesystem has been remounted read-only meanwhile.
                 self.pending_removals.lock().push(ino);
                 return;
             }
@@ -34,6 +35,7 @@ impl Filesystem {
         }
     }
 
+    /// Removes an orphan with its contents; a directory with everything below it.
     pub(in crate::fs) fn remove_inode(&self, ino: Ino) -> Result<(), FsError> {
         let file = match self.contents.file(ino) {
             // Removed already.
@@ -47,6 +49,7 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Removes all orphans that wait for it.
     pub(in crate::fs) fn remove_pending(&self) {
         // Removing a directory can add its entries.
         while let Some(ino) = self.next_pending_removal() {

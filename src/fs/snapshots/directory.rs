@@ -2,10 +2,10 @@
 //!
 //! They appear in no listing, have no record, and contain only views: creating a directory in one
 //! takes a view, removing it deletes the view, renaming it renames the view. Their inode numbers
-//! are above all that a volume gives to files.
+//! are above all that a volume allocates for files.
 //!
-//! [`SnapshotDir`] names the one for snapshots, or disables both. A file of the root that has the
-//! name of one still exists, and is hidden as long as the name is used.
+//! [`SnapshotDir`] names the one for snapshots, or disables both. A file of the root with the name
+//! of one is hidden as long as the name is used.
 
 use super::error::ViewError;
 use super::views::ViewChange;
@@ -18,8 +18,9 @@ use crate::ids::{Ino, ViewId};
 use crate::meta::View;
 use crate::meta::records::{InodeRecord, ViewKind};
 
-/// One less than the position of the first entry that is not `.` or `..`; ids of views start at 1.
-const BEFORE_FIRST: u64 = 1;
+/// Difference between a view's position in the directory and its id. Ids start at 1, and positions
+/// 0 and 1 are `.` and `..`.
+const ID_TO_POSITION: u64 = 1;
 
 /// Name of the directory of images in the root.
 const IMAGES: &str = ".images";
@@ -48,7 +49,7 @@ impl SnapshotDir {
         match text {
             "off" => Ok(Self::Off),
             "" | "." | ".." => Err("expected a name, or off"),
-            IMAGES => Err("that is where images are; expected another name"),
+            IMAGES => Err("that is the directory of images; expected another name"),
             _ if text.len() > NAME_BYTES_MAX => Err("expected a name of at most 255 bytes"),
             _ if text.contains('/') => Err("expected a name in the root, without a /"),
             _ if text.contains(char::is_control) => Err("expected a printable name"),
@@ -69,12 +70,12 @@ impl SnapshotDir {
 impl Filesystem {
     /// The directory that holds views and has that name, if any.
     fn views_directory(&self, parent: NodeId, name: &[u8]) -> Option<ViewsDirectory> {
-        let named = |one: &ViewsDirectory| {
-            let taken = self.options.snapshot_dir.name_of(one.0);
-            taken.is_some_and(|taken| taken.as_bytes() == name)
+        let has_name = |directory: &ViewsDirectory| {
+            let own = self.options.snapshot_dir.name_of(directory.kind);
+            own.is_some_and(|own| own.as_bytes() == name)
         };
         let mut all = ViewsDirectory::ALL.into_iter();
-        all.find(|one| parent == NodeId::ROOT && named(one))
+        all.find(|directory| parent == NodeId::ROOT && has_name(directory))
     }
 
     /// Fails with EEXIST for names that are in use although no listing shows them.
@@ -96,7 +97,7 @@ impl Filesystem {
     /// Logs a warning for each file of the root that is hidden by a directory of views.
     pub fn warn_of_hidden(&self) {
         for directory in ViewsDirectory::ALL {
-            let Some(name) = self.options.snapshot_dir.name_of(directory.0) else {
+            let Some(name) = self.options.snapshot_dir.name_of(directory.kind) else {
                 continue;
             };
             let entry = self.meta.dirent(Ino::ROOT, name.as_bytes(), View::LIVE);
@@ -105,14 +106,15 @@ impl Filesystem {
                     name,
                     "a file of the root has this name, and is out of reach while the directory of \
                      {}s has it: mount with -o snapshot_dir=off, or another name, to reach it",
-                    directory.0.noun()
+                    directory.kind.noun()
                 );
             }
         }
     }
 
-    /// The node of a name that leads to, into or out of a directory that holds views.
-    pub(in crate::fs) fn lookup_views(
+    /// The node of a name that leads to, into or out of a directory that holds views. `None` for any
+    /// other name.
+    pub(in crate::fs) fn node_at_views(
         &self,
         parent: NodeId,
         name: &[u8],
@@ -122,9 +124,9 @@ impl Filesystem {
         }
         if !parent.is_live() && parent.ino() == Ino::ROOT && name == b".." {
             let views = self.meta.views();
-            let found = views.iter().find(|(id, _)| *id == parent.view());
-            let (_, record) = found.ok_or(Errno::ESTALE)?;
-            return Ok(Some(ViewsDirectory(record.kind).node()));
+            let view = views.iter().find(|(id, _)| *id == parent.view());
+            let (_, record) = view.ok_or(Errno::ESTALE)?;
+            return Ok(Some(NodeId::of_views(record.kind)));
         }
         let Some(directory) = ViewsDirectory::of(parent) else {
             return Ok(None);
@@ -133,23 +135,23 @@ impl Filesystem {
             b"." => Ok(Some(parent)),
             b".." => Ok(Some(NodeId::ROOT)),
             _ => {
-                let found = std::str::from_utf8(name).ok();
-                let found = found.and_then(|name| self.meta.find_view(directory.0, name));
-                let (id, _) = found.ok_or(Errno::ENOENT)?;
+                let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
+                let view = self.meta.find_view(directory.kind, name);
+                let (id, _) = view.ok_or(Errno::ENOENT)?;
                 Ok(Some(NodeId::root_of(id)))
             }
         }
     }
 
-    /// The inode of a directory that holds views. It belongs to the owner of the root, who alone
-    /// may take and delete views.
+    /// The inode of a directory that holds views. It belongs to the owner of the root: besides the
+    /// superuser, only they may take and delete views.
     pub(in crate::fs) fn views_inode(
         &self,
         directory: ViewsDirectory,
     ) -> Result<InodeRecord, Errno> {
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(Errno::EIO)?;
-        let (count, newest) = self.meta.count_views(directory.0);
+        let (count, newest) = self.meta.count_views(directory.kind);
         let changed = newest.unwrap_or(root.crtime);
         Ok(InodeRecord {
             perm: 0o755,
@@ -164,9 +166,9 @@ impl Filesystem {
         })
     }
 
-    /// Emits views from a position on until `emit` returns false, which means that it has no space.
-    /// An entry's position follows from the view's id, so it does not change when others are added
-    /// or removed.
+    /// Calls `emit` with the views from a position on, until it returns false because it has no
+    /// space. An entry's position follows from the view's id, so it does not change when others are
+    /// added or removed.
     pub(in crate::fs) fn list_views(
         &self,
         directory: ViewsDirectory,
@@ -174,8 +176,8 @@ impl Filesystem {
         emit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
     ) {
         for (id, record) in self.meta.views() {
-            let position = u64::from(id.0) + BEFORE_FIRST;
-            if record.kind != directory.0 || position < offset {
+            let position = u64::from(id.0) + ID_TO_POSITION;
+            if record.kind != directory.kind || position < offset {
                 continue;
             }
             let entry = DirEntry {
@@ -200,13 +202,13 @@ impl Filesystem {
         let owner = self.views_inode(directory)?.uid;
         let name = text(name)?;
         if ![0, owner].contains(&caller.uid) {
-            self.audit_view(ViewChange::Create, directory.0, name)
+            self.audit_view(ViewChange::Create, directory.kind, name)
                 .refused("only root and the owner of the root directory may");
             return Err(Errno::EPERM);
         }
-        let made = self.create_view(directory.0, name, None, "");
-        let made = made.map_err(|error| error.errno())?;
-        self.getattr(NodeId::root_of(ViewId(made.id)))
+        let view = self.create_view(directory.kind, name, None, "");
+        let view = view.map_err(|error| error.errno())?;
+        self.getattr(NodeId::root_of(ViewId(view.id)))
     }
 
     /// `rmdir` in a directory that holds views.
@@ -216,7 +218,7 @@ impl Filesystem {
         name: &[u8],
     ) -> Result<(), Errno> {
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
-        self.delete_view(directory.0, name)
+        self.delete_view(directory.kind, name)
             .map_err(|error| error.errno())
     }
 
@@ -231,11 +233,11 @@ impl Filesystem {
         if let Err(error) = removable.and(self.check_removable(to.parent, to.name)) {
             return Some(Err(error));
         }
-        let places = (
+        let directories = (
             ViewsDirectory::of(from.parent),
             ViewsDirectory::of(to.parent),
         );
-        let directory = match places {
+        let directory = match directories {
             (None, None) => return None,
             (Some(one), Some(other)) if one == other => one,
             _ => return Some(Err(Errno::EXDEV)),
@@ -254,7 +256,7 @@ impl Filesystem {
             return Err(Errno::EINVAL);
         }
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
-        match self.rename_view(directory.0, name, text(new_name)?) {
+        match self.rename_view(directory.kind, name, text(new_name)?) {
             // The existing view is a directory that is not empty.
             Err(ViewError::Exists { .. }) if !flags.no_replace => Err(Errno::ENOTEMPTY),
             result => result.map_err(|error| error.errno()),

@@ -95,9 +95,7 @@ impl ViewKind {
             Self::Image => "image",
         }
     }
-}
 
-impl ViewKind {
     const fn with_article(self) -> &'static str {
         match self {
             Self::Snapshot => "a snapshot",

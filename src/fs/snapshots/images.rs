@@ -1,7 +1,7 @@
 //! Deploying and exporting images.
 //!
-//! An image is held meanwhile, so that it cannot be deleted, and nothing is trimmed: the objects
-//! that its records name must exist when they are taken over.
+//! Until the operation ends, the image is held, so that it cannot be deleted, and no pages are
+//! trimmed: the objects that its records name must exist when they are linked, copied or read.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -13,8 +13,7 @@ use crate::image::{
     DeployOptions, Deployed, ExportOptions, Exported, Progress, Source, deploy, export,
 };
 use crate::meta::View;
-use crate::meta::records::ViewKind;
-use crate::meta::records::ViewRecord;
+use crate::meta::records::{ViewKind, ViewRecord};
 use crate::sealed::PAGE_BYTES;
 use crate::store::Store;
 
@@ -31,11 +30,11 @@ impl Filesystem {
         options: &DeployOptions,
         progress: &dyn Progress,
     ) -> Result<Deployed, ViewError> {
-        let refused = |error: &ViewError| self.refused_deployment(name).refused(error);
+        let audit = |error: &ViewError| self.refused_deployment(name).refused(error);
         let held = self.hold_view(ViewKind::Image, name);
-        let image = held.inspect_err(refused)?;
+        let image = held.inspect_err(audit)?;
         let _no_trimming = self.trimming.read();
-        self.freeze(&image.record).inspect_err(refused)?;
+        self.freeze(&image.record).inspect_err(audit)?;
         // Reserved pages count too, so the progress may end a little earlier.
         let bytes = image.record.pages.saturating_mul(PAGE_BYTES as u64);
         progress.begin(bytes);
@@ -43,7 +42,7 @@ impl Filesystem {
         Ok(deployed)
     }
 
-    /// Makes sure that nothing of the image is written in place from now on, even after the image
+    /// Makes sure that no object of the image is written in place from now on, even after the image
     /// is deleted.
     fn freeze(&self, image: &ViewRecord) -> Result<(), ViewError> {
         if self.meta.counters().frozen < image.generation {

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use super::error::ViewError;
 use crate::audit::Record;
-use crate::fs::types::{FileKind, NodeId};
+use crate::fs::types::{DirentRef, FileKind, NodeId};
 use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
-use crate::meta::records::DirentRecord;
-use crate::meta::records::ViewKind;
+use crate::meta::records::{DirentRecord, ViewKind};
 use crate::meta::{MetaError, View};
 use crate::snapshot::diff::{self, Change};
 use crate::snapshot::restore::{self, Restored};
@@ -66,7 +65,7 @@ impl Filesystem {
 
     fn restore_unaudited(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
         let _change = self.begin_view_change()?;
-        let _one = self.restoring.lock();
+        let _restoring = self.restoring.lock();
         let held = self.hold_view(ViewKind::Snapshot, snapshot)?;
         let record = &held.record;
         let path = path.map_or(&[][..], |path| path.as_os_str().as_bytes());
@@ -94,8 +93,7 @@ impl Filesystem {
             drop(pause);
             restored.inspect_err(|error| {
                 self.meta.latch(&format!(
-                    "taking the volume back to a snapshot failed half-way: {error}; the next mount \
-                     goes on with it"
+                    "restoring a snapshot failed half-way: {error}; the next mount continues it"
                 ));
             })?
         };
@@ -103,29 +101,29 @@ impl Filesystem {
         for ino in &restored.orphans {
             self.after_unlink(Some(*ino));
         }
-        // It is restored, whether durably or not.
+        // The live view is restored, whether the commit succeeded or not.
         self.invalidate_restored(restored)?;
         Ok(committed?)
     }
 
-    /// Makes the kernel drop what has changed from its cache.
+    /// Makes the kernel drop inodes and names that have changed from its cache.
     fn invalidate_restored(&self, restored: Restored) -> Result<(), ViewError> {
         let Some(cache) = self.cache() else {
             return Ok(());
         };
         let mut names = restored.names;
-        let mut renewed = BTreeSet::new();
+        let mut replaced = BTreeSet::new();
         if cache.trusts_cached_attrs() {
             for ino in &restored.inodes {
                 let record = self.meta.inode(*ino, View::LIVE)?;
                 let is_file = record
                     .is_some_and(|record| record.kind == FileKind::Regular && record.nlink > 0);
                 if is_file && self.references.is_known(*ino) {
-                    self.references.renew(*ino);
-                    renewed.insert(*ino);
+                    self.references.replaced(*ino);
+                    replaced.insert(*ino);
                 }
             }
-            self.names_of(&renewed, &mut names)?;
+            self.names_of(&replaced, &mut names)?;
         }
         let nodes: Vec<_> = restored
             .inodes
@@ -133,8 +131,8 @@ impl Filesystem {
             .filter_map(NodeId::live)
             .collect();
         let names: Vec<_> = names
-            .into_iter()
-            .filter_map(|(at, name)| Some((NodeId::live(at)?, name)))
+            .iter()
+            .filter_map(|(parent, name)| Some(DirentRef::new(NodeId::live(*parent)?, name)))
             .collect();
         cache.forget(&nodes, &names);
         Ok(())
@@ -147,12 +145,16 @@ impl Filesystem {
         inos: &BTreeSet<Ino>,
         names: &mut Vec<(Ino, Vec<u8>)>,
     ) -> Result<(), MetaError> {
-        const ENTRIES: usize = 1024;
+        const ENTRIES_AT_A_TIME: usize = 1024;
         let mut low = Vec::new();
         while !inos.is_empty() {
-            let rows = self
-                .meta
-                .scan(Table::Dirent, &low, &[0xFF; 9], View::LIVE, ENTRIES)?;
+            let rows = self.meta.scan(
+                Table::Dirent,
+                &low,
+                &[0xFF; 9],
+                View::LIVE,
+                ENTRIES_AT_A_TIME,
+            )?;
             for (key, value) in &rows {
                 let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
                 if inos.contains(&entry.ino) {
@@ -170,6 +172,7 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Restores the live view while changes are paused.
     fn restore_paused(&self, target: Generation) -> Result<Restored, FsError> {
         let restored = restore::restore(&self.meta, target, &|| self.commit_if_much())?;
         let named = restored.named.iter();

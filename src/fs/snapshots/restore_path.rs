@@ -1,27 +1,26 @@
-//! Restoring one path: what a snapshot contains there is copied, and the copy replaces what is
-//! there now in one rename.
+//! Restoring one path: the file or directory in the snapshot is copied, and the copy replaces the
+//! one in the live view in one rename.
 //!
-//! The copy is made in a directory without a name, an orphan, so a power cut half-way leaves only
-//! what the next mount removes. It has inodes of its own and shares the sealed objects
-//! ([`crate::object`]). What is replaced becomes an orphan too; it is removed with everything below
-//! it when nobody has it open.
+//! The copy is made in a temporary directory without a name, an orphan, which the next mount removes
+//! after a power cut. The copy has inodes of its own and shares the sealed objects
+//! ([`crate::object`]). The replaced file or directory becomes an orphan too; it is removed with
+//! everything below it when no program has it open.
 
 use std::collections::{HashMap, HashSet};
 
 use super::error::ViewError;
 use crate::errno::Errno;
-use crate::fs::types::{FileKind, NodeId, Timespec};
-use crate::fs::{Filesystem, LINKS_MAX, check_name, live};
+use crate::fs::types::{DirentRef, FileKind, NodeId, Timespec};
+use crate::fs::{Filesystem, LINKS_MAX, check_name, live_node};
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
-use crate::meta::records::ViewKind;
-use crate::meta::records::{DirentRecord, InodeRecord, ViewRecord};
+use crate::meta::records::{DirentRecord, InodeRecord, ViewKind, ViewRecord};
 use crate::meta::{Batch, MetaError, View};
 
 /// Name of the copy while it is made.
 const COPY_NAME: &[u8] = b"copy";
 /// Entries of a directory that are read, or removed, at a time.
-const ENTRIES: usize = 128;
+const ENTRIES_AT_A_TIME: usize = 128;
 
 /// One inode to copy: its entry, and the target directory and name.
 struct CopyTask {
@@ -35,9 +34,9 @@ struct CopyState {
     view: View,
     now: Timespec,
     tasks: Vec<CopyTask>,
-    /// Copies of files with several names.
+    /// Copies of files with several names, by the inode in the view.
     linked: HashMap<Ino, Ino>,
-    /// Directories that were copied: none may be in two places.
+    /// Directories that were copied: none may have two names.
     directories: HashSet<Ino>,
 }
 
@@ -56,19 +55,22 @@ impl Filesystem {
             name: record.name.clone(),
             path: text(&[parents, &[name]].concat()),
         };
-        let there = self.walk(view, parents)?.ok_or_else(missing)?;
-        let from = self.meta.dirent(there, name, view)?.ok_or_else(missing)?;
+        let directory = self.walk(view, parents)?.ok_or_else(missing)?;
+        let from = self
+            .meta
+            .dirent(directory, name, view)?
+            .ok_or_else(missing)?;
         let parent = self.walk(View::LIVE, parents)?;
         let parent = parent.ok_or_else(|| ViewError::NoDirectory {
             path: text(parents),
         })?;
-        let holder = self.create_unnamed_directory()?;
-        let placed = self.copy_tree(view, from, holder).and_then(|()| {
+        let temporary = self.create_unnamed_directory()?;
+        let placed = self.copy_tree(view, from, temporary).and_then(|()| {
             self.contents.sync_all()?;
-            self.put_in_place(holder, live(parent)?, name)
+            self.put_in_place(temporary, live_node(parent)?, name)
         });
-        if let Err(error) = self.remove_inode(holder) {
-            tracing::warn!(%error, "what is left of a restore is removed by the next mount");
+        if let Err(error) = self.remove_inode(temporary) {
+            tracing::warn!(%error, "the next mount removes the temporary directory of a restore");
         }
         let replaced = placed.inspect_err(|_| self.remove_pending())?;
         self.after_unlink(replaced);
@@ -76,8 +78,8 @@ impl Filesystem {
         self.remove_pending();
         let committed = self.commit_with_reclaim();
         if let Some(cache) = self.cache() {
-            let parent = live(parent)?;
-            cache.forget(&[parent], &[(parent, name.to_vec())]);
+            let parent = live_node(parent)?;
+            cache.forget(&[parent], &[DirentRef::new(parent, name)]);
         }
         Ok(committed?)
     }
@@ -109,10 +111,10 @@ impl Filesystem {
         Ok(ino)
     }
 
-    fn copy_tree(&self, view: View, from: DirentRecord, holder: Ino) -> Result<(), ViewError> {
+    fn copy_tree(&self, view: View, from: DirentRecord, temporary: Ino) -> Result<(), ViewError> {
         let first = CopyTask {
             from,
-            parent: holder,
+            parent: temporary,
             name: COPY_NAME.to_vec(),
         };
         let mut copy = CopyState {
@@ -137,8 +139,8 @@ impl Filesystem {
             _ => true,
         };
         let Some(old) = old.filter(|_| is_new) else {
-            let what = "names in the snapshot contradict it";
-            self.meta.log_inconsistent(task.from.ino, what);
+            let contradiction = "names in the snapshot contradict it";
+            self.meta.log_inconsistent(task.from.ino, contradiction);
             return Err(MetaError::Corrupt("dirent").into());
         };
         if let Some(ino) = copy.linked.get(&task.from.ino).copied() {
@@ -175,12 +177,12 @@ impl Filesystem {
     }
 
     /// Raises the link count of an inode.
-    fn add_links(&self, batch: &mut Batch, ino: Ino, more: u32) -> Result<(), Errno> {
+    fn add_links(&self, batch: &mut Batch, ino: Ino, added: u32) -> Result<(), Errno> {
         let mut record = self.meta.inode_after(batch, ino)?.ok_or(Errno::ESTALE)?;
-        if record.nlink.saturating_add(more) > LINKS_MAX {
+        if record.nlink.saturating_add(added) > LINKS_MAX {
             return Err(Errno::EMLINK);
         }
-        record.nlink += more;
+        record.nlink += added;
         Ok(self.meta.put_inode(batch, ino, &record)?)
     }
 
@@ -229,7 +231,7 @@ impl Filesystem {
             let high = keys::after_ino(from);
             let rows = self
                 .meta
-                .scan(Table::Dirent, &low, &high, copy.view, ENTRIES)?;
+                .scan(Table::Dirent, &low, &high, copy.view, ENTRIES_AT_A_TIME)?;
             let Some((last, _)) = rows.last() else {
                 return Ok(());
             };
@@ -285,33 +287,34 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Gives the copy its name. Returns what had that name if it is an orphan now.
+    /// Gives the copy its name. Returns the inode that had that name, if it is an orphan now.
     fn put_in_place(
         &self,
-        holder: Ino,
+        temporary: Ino,
         parent: NodeId,
         name: &[u8],
     ) -> Result<Option<Ino>, ViewError> {
         let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
-        let copy = self.entry_if_there(holder, COPY_NAME)?;
+        let copy = self.entry_if_exists(temporary, COPY_NAME)?;
         let copy = copy.ok_or(MetaError::Corrupt("dirent"))?;
-        let replaced = self.entry_if_there(parent.ino(), name)?;
-        let mut inos = vec![holder, parent.ino(), copy.ino];
+        let replaced = self.entry_if_exists(parent.ino(), name)?;
+        let mut inos = vec![temporary, parent.ino(), copy.ino];
         inos.extend(replaced.map(|entry| entry.ino));
         let _inodes = self.meta.lock_inodes(&inos);
         // The directory may have lost its name meanwhile.
         let mut directory = self.directory(parent)?;
-        let is_directory = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
-        let less = replaced.map_or(0, is_directory);
-        let nlink = directory.nlink.saturating_sub(less);
-        if is_directory(copy) > less && nlink >= LINKS_MAX {
+        let links_to_parent = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
+        let (added, removed) = (links_to_parent(copy), replaced.map_or(0, links_to_parent));
+        let nlink = directory.nlink.saturating_sub(removed);
+        if added > removed && nlink >= LINKS_MAX {
             return Err(Errno::EMLINK.into());
         }
-        directory.nlink = nlink.saturating_add(is_directory(copy));
+        directory.nlink = nlink.saturating_add(added);
         let mut batch = Batch::new();
-        self.meta.put_dirent(&mut batch, holder, COPY_NAME, None)?;
+        self.meta
+            .put_dirent(&mut batch, temporary, COPY_NAME, None)?;
         self.meta
             .put_dirent(&mut batch, parent.ino(), name, Some(copy))?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
@@ -338,7 +341,7 @@ impl Filesystem {
             let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
             let rows = self
                 .meta
-                .scan(Table::Dirent, &low, &high, View::LIVE, ENTRIES)?;
+                .scan(Table::Dirent, &low, &high, View::LIVE, ENTRIES_AT_A_TIME)?;
             if rows.is_empty() {
                 return Ok(());
             }

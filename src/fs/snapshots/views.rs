@@ -1,13 +1,17 @@
 //! Taking, deleting, renaming and listing views: snapshots and images.
 //!
-//! A view contains everything that any program had written when it was taken. Order: the kernel
-//! sends its dirty pages; contents are made durable in rounds, while writing goes on, until little
-//! is left; all changes are paused for the rest; the generation is raised and the view's row added;
-//! that is committed; the caller gets the answer. The view is one instant for all files, and a
-//! write in it that was synced never appears without the writes before it.
+//! A view contains everything that any program had written when it was taken. Order of taking one:
 //!
-//! Deletion: the view is hidden from lookups; the commit that marks it as leaving; only then may
-//! what only this view saw be overwritten and dropped, which the background thread does
+//! 1. The kernel sends its dirty pages.
+//! 2. Contents are made durable in rounds while programs continue to write, until little is left.
+//! 3. All changes are paused for the rest; the generation is raised and the view's row is added.
+//! 4. That is committed; then the caller gets the answer.
+//!
+//! The view is one instant for all files, and a write in it that was synced never appears without
+//! the writes before it.
+//!
+//! Order of deleting one: the view is hidden from lookups; a commit marks it as leaving; after that
+//! the background thread drops the records and pages that only this view saw
 //! ([`crate::snapshot::purge`]).
 
 use std::time::Duration;
@@ -16,6 +20,7 @@ use parking_lot::RwLockReadGuard;
 
 use super::error::{ReadOnlyBecause, ViewError, shut_down_error};
 use crate::audit::Record;
+use crate::fs::references::Access;
 use crate::fs::types::NodeId;
 use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, ViewId};
@@ -29,11 +34,11 @@ use crate::snapshot::usage::HeldAlone;
 pub const VIEW_NAME_BYTES_MAX: usize = crate::fs::NAME_BYTES_MAX;
 /// The longest description, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 4096;
-/// How often contents are made durable while writing goes on ...
-const ROUNDS: u32 = 8;
-/// ... unless at most this number of pages is left.
-const FEW_PAGES: u64 = 256;
-/// Less than the period of the kernel's clock.
+/// Maximum number of rounds in which contents are made durable while programs continue to write ...
+const ROUNDS_MAX: u32 = 8;
+/// ... which end when at most this number of pages is left.
+const PAGES_LEFT: u64 = 256;
+/// A fraction of the period of the kernel's clock.
 const TICK_FRACTION: Duration = Duration::from_micros(250);
 
 /// Properties of a view.
@@ -51,7 +56,7 @@ pub struct ViewInfo {
     pub generation: u64,
     /// Bytes of sealed pages and records that it refers to.
     pub refers_bytes: u64,
-    /// Bytes of them that nothing else refers to: what deleting it would give back.
+    /// Bytes of them that no other view refers to: the space that deleting it would free.
     pub used_bytes: u64,
     /// Number of its inodes.
     pub inodes: u64,
@@ -62,7 +67,7 @@ pub struct ViewInfo {
 }
 
 impl ViewInfo {
-    fn new(id: ViewId, record: &ViewRecord, alone: HeldAlone) -> Self {
+    fn new(id: ViewId, record: &ViewRecord, held_alone: HeldAlone) -> Self {
         Self {
             id: id.0,
             kind: record.kind,
@@ -70,7 +75,7 @@ impl ViewInfo {
             created: record.created,
             generation: record.generation.0,
             refers_bytes: record.pages * PAGE_BYTES as u64 + record.record_bytes,
-            used_bytes: alone.pages * PAGE_BYTES as u64 + alone.record_bytes,
+            used_bytes: held_alone.pages * PAGE_BYTES as u64 + held_alone.record_bytes,
             inodes: record.inodes,
             from: record.from.clone(),
             description: record.description.clone(),
@@ -96,7 +101,7 @@ pub(in crate::fs) struct HeldView<'a> {
 
 impl Drop for HeldView<'_> {
     fn drop(&mut self) {
-        self.filesystem.references.closed(self.node, false);
+        self.filesystem.references.closed(self.node, Access::Read);
     }
 }
 
@@ -110,7 +115,7 @@ impl Filesystem {
         let _turn = self.viewing.lock();
         let (id, record) = self.existing_view(kind, name)?;
         let node = NodeId::root_of(id);
-        self.references.opened(node, false);
+        self.references.opened(node, Access::Read);
         Ok(HeldView {
             filesystem: self,
             node,
@@ -171,7 +176,7 @@ impl Filesystem {
             from: from.unwrap_or_default().to_owned(),
             description: description.to_owned(),
         };
-        let made = match from {
+        let added = match from {
             None => self.take_view(record)?,
             Some(from) => {
                 let (_, source) = self.existing_view(ViewKind::Snapshot, from)?;
@@ -185,9 +190,9 @@ impl Filesystem {
                 self.meta.add_view(&record)?.map(|id| (id, record))
             }
         };
-        let (id, record) = made.ok_or(ViewError::TooMany)?;
+        let (id, record) = added.ok_or(ViewError::TooMany)?;
         if let Err(error) = self.commit_with_reclaim() {
-            // A caller that gets an error must not find the view.
+            // After an error the view must not be visible.
             self.meta.hide_view(id, true);
             if self.meta.write_leaving(id).is_ok() {
                 let _pause = self.meta.pause();
@@ -211,27 +216,27 @@ impl Filesystem {
         }
     }
 
-    /// Makes all contents durable, and pauses all changes from then on.
+    /// Makes all contents durable, and pauses all changes until the result is dropped.
     pub(in crate::fs) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
-        for _ in 0..ROUNDS {
+        for _ in 0..ROUNDS_MAX {
             self.contents.sync_all()?;
-            if self.contents.unsynced_pages() <= FEW_PAGES {
+            if self.contents.unsynced_pages() <= PAGES_LEFT {
                 break;
             }
         }
         let pause = self.meta.pause();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
-        // If files get their times from the clock's tick, the next write must have another time
-        // than the last one. Otherwise programs that compare times would miss the change.
+        // The clock may advance in ticks. The next write must have another time than the last one, or
+        // programs that compare times would miss the change.
         while Timespec::now() == paused {
             std::thread::sleep(TICK_FRACTION);
         }
         Ok(pause)
     }
 
-    /// Deletes a view. The deletion is durable on return; space that only the view used is given
-    /// back in the background.
+    /// Deletes a view. The deletion is durable on return; space that only the view used is freed in
+    /// the background.
     ///
     /// # Errors
     /// There is no such view, something in it is open, the volume is read-only, or the deletion
@@ -255,16 +260,16 @@ impl Filesystem {
                 name: name.to_owned(),
             });
         }
-        let gone = self.meta.write_leaving(id).map_err(FsError::from);
-        if let Err(error) = gone.and_then(|()| self.commit_with_reclaim()) {
+        let marked = self.meta.write_leaving(id).map_err(FsError::from);
+        if let Err(error) = marked.and_then(|()| self.commit_with_reclaim()) {
             // Undo. If that cannot be written any more, the next mount shows the view anyway.
             let _ = self.meta.put_view(id, &record);
             self.meta.hide_view(id, false);
             return Err(error.into());
         }
         {
-            // Changes that are about to be applied may still keep something for this view only. The
-            // purge comes after them.
+            // Changes that are being applied may still keep records for this view. The purge must
+            // come after them.
             let _pause = self.meta.pause();
             self.meta.release_view(id);
         }
@@ -334,10 +339,10 @@ impl Filesystem {
         let mut views = self.meta.views();
         views.retain(|(_, record)| record.kind == kind);
         views.sort_by_key(|(id, record)| (record.created, record.generation, *id));
-        let used = snapshot::usage::held_alone(&self.meta)?;
+        let held_alone = snapshot::usage::held_alone(&self.meta)?;
         let infos = views.iter().map(|(id, record)| {
-            let used = used.get(&record.generation).copied().unwrap_or_default();
-            ViewInfo::new(*id, record, used)
+            let held_alone = held_alone.get(&record.generation).copied();
+            ViewInfo::new(*id, record, held_alone.unwrap_or_default())
         });
         Ok(infos.collect())
     }
@@ -349,8 +354,8 @@ impl Filesystem {
         name: &str,
     ) -> Result<(ViewId, ViewRecord), ViewError> {
         self.check_running().map_err(|_| shut_down_error())?;
-        let found = self.meta.find_view(kind, name);
-        found.ok_or_else(|| ViewError::NotFound {
+        let view = self.meta.find_view(kind, name);
+        view.ok_or_else(|| ViewError::NotFound {
             kind,
             name: name.to_owned(),
         })
@@ -386,7 +391,7 @@ impl Filesystem {
     }
 }
 
-/// Refuses a name that no snapshot or image can be given.
+/// Fails for a name that no snapshot or image can have.
 ///
 /// # Errors
 /// [`ViewError::BadName`].

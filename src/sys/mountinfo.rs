@@ -1,37 +1,35 @@
 //! The mount table: `/proc/self/mountinfo`, see proc(5).
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::sys::location::Location;
-
-/// Filesystem type of this filesystem's mounts.
-pub const FILESYSTEM_TYPE: &str = "fuse.bilayer";
+use super::location::Location;
 
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MountInfo {
+pub(crate) struct MountInfo {
     /// Id of the mount, unique among existing mounts.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Device number, as `major:minor`.
-    pub device: String,
+    pub(crate) device: String,
     /// The directory of the filesystem that is mounted: `/`, except for bind mounts.
-    pub root: PathBuf,
+    pub(crate) root: PathBuf,
     /// The mount point.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Options of the mount itself (`ro`, `nodev`, ...).
-    pub options: String,
-    /// Type of filesystem.
-    pub filesystem: String,
-    /// The source that the mounting process gave, any text. For a mount of this filesystem, the
-    /// path that the volume's directory had then.
-    pub source: PathBuf,
+    pub(crate) options: String,
+    /// Type of filesystem: `ext4`, `nfs4`, `fuse.glusterfs`.
+    pub(crate) filesystem: String,
+    /// The source that the mounting process gave, any text.
+    pub(crate) source: PathBuf,
     /// Options of the filesystem (`rw`, `user_id=0`, ...).
-    pub super_options: String,
+    pub(crate) super_options: String,
 }
 
 impl MountInfo {
@@ -39,23 +37,40 @@ impl MountInfo {
     ///
     /// # Errors
     /// The mount table cannot be read.
-    pub fn all() -> io::Result<Vec<Self>> {
-        Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    pub(crate) fn all() -> io::Result<Vec<Self>> {
+        Ok(parse(&fs::read("/proc/self/mountinfo")?))
     }
 
     /// The mount with that id, wherever it was moved to.
     ///
     /// # Errors
     /// The mount table cannot be read.
-    pub fn of_id(id: u64) -> io::Result<Option<Self>> {
+    pub(crate) fn of_id(id: u64) -> io::Result<Option<Self>> {
         Ok(Self::all()?.into_iter().find(|mount| mount.id == id))
+    }
+
+    /// The mount through which a file or directory was opened. For a bind mount, a btrfs subvolume
+    /// or a directory below a mount point this is the actual mount. `None` if it is not visible to
+    /// this process.
+    ///
+    /// A thread may have its own descriptors ([`super::deadline`]), which `/proc/thread-self` shows.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub(crate) fn of_file(file: impl AsFd) -> io::Result<Option<Self>> {
+        let descriptor = file.as_fd().as_raw_fd();
+        let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{descriptor}"))?;
+        match mount_id(&info) {
+            Some(id) => Self::of_id(id),
+            None => Ok(None),
+        }
     }
 
     /// The mount whose root is that location; `None` for a location within a mount.
     ///
     /// # Errors
     /// The location or the mount table cannot be read.
-    pub fn beginning_at(location: &Location) -> io::Result<Option<Self>> {
+    pub(crate) fn beginning_at(location: &Location) -> io::Result<Option<Self>> {
         let info = location.info()?;
         if info.is_mount_root {
             Self::of_id(info.mount_id)
@@ -64,48 +79,28 @@ impl MountInfo {
         }
     }
 
-    /// The mounts of this filesystem type with that device number: one filesystem with its bind
-    /// mounts.
-    ///
-    /// # Errors
-    /// The mount table cannot be read.
-    pub fn on_device(device: u64) -> io::Result<Vec<Self>> {
-        let name = device_name(device);
-        let mut mounts = Self::all()?;
-        mounts.retain(|mount| mount.is_ours() && mount.device == name);
-        Ok(mounts)
-    }
-
-    /// True for mounts of this filesystem type.
-    pub fn is_ours(&self) -> bool {
-        self.filesystem == FILESYSTEM_TYPE
-    }
-
-    /// The user who made a FUSE mount. The kernel reports it, and nobody can choose it.
-    pub fn owner(&self) -> Option<u32> {
-        self.super_options
-            .split(',')
-            .find_map(|option| option.strip_prefix("user_id="))?
-            .parse()
-            .ok()
-    }
-
     /// Identifies the mounted filesystem, as the kernel knows it now. `None` if it is gone, or if
     /// sysfs does not show it. It outlives this mount while it is also mounted at another place or
     /// in another mount namespace, or while a detached mount is in use.
-    pub fn backing_device(&self) -> Option<u64> {
+    pub(crate) fn backing_device(&self) -> Option<u64> {
         let entry = Path::new("/sys/class/bdi").join(&self.device);
         // A device number is reused; the inode number of its sysfs directory is not.
-        Some(std::fs::metadata(entry).ok()?.ino())
+        Some(fs::metadata(entry).ok()?.ino())
     }
 
     /// True if the mount or the filesystem has this option.
-    pub fn has_option(&self, name: &str) -> bool {
+    pub(crate) fn has_option(&self, name: &str) -> bool {
         self.options
             .split(',')
             .chain(self.super_options.split(','))
             .any(|option| option == name)
     }
+}
+
+/// The mount that `/proc/PID/fdinfo/FD` names.
+fn mount_id(info: &str) -> Option<u64> {
+    let value = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    value.trim().parse().ok()
 }
 
 fn parse(text: &[u8]) -> Vec<MountInfo> {
@@ -125,7 +120,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let dir = PathBuf::from(unescape(fields.next()?));
     let options = text(fields.next()?);
     fields.by_ref().find(|field| *field == b"-")?;
-    let filesystem = text(fields.next()?);
+    let filesystem = unescape(fields.next()?).to_string_lossy().into_owned();
     let source = PathBuf::from(unescape(fields.next()?));
     let super_options = text(fields.next()?);
     Some(MountInfo {
@@ -140,7 +135,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     })
 }
 
-/// Blank, tab, newline and backslash are written as a backslash and three octal digits.
+/// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
 fn unescape(field: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -157,24 +152,26 @@ fn unescape(field: &[u8]) -> OsString {
 }
 
 /// A device number in the notation of mountinfo.
-pub fn device_name(device: u64) -> String {
+pub(crate) fn device_name(device: u64) -> String {
     format!("{}:{}", libc::major(device), libc::minor(device))
 }
 
-/// Maximum number of processes that are searched for mount namespaces, and maximum time.
+/// Maximum number of processes that [`holders_elsewhere`] examines ...
 const PROCESSES_MAX: usize = 50_000;
-const SEARCH: Duration = Duration::from_secs(2);
+/// ... and maximum time for it.
+const SEARCH_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Processes in other mount namespaces that have the filesystem of that device mounted: one of each
 /// namespace, as far as this user may look.
-pub fn holders_elsewhere(device: &str) -> Vec<u32> {
-    let namespace = |process: &str| {
-        let metadata = std::fs::metadata(format!("/proc/{process}/ns/mnt"));
+pub(crate) fn holders_elsewhere(device: &str) -> Vec<u32> {
+    let namespace_of = |process: &str| {
+        let metadata = fs::metadata(format!("/proc/{process}/ns/mnt"));
         metadata.map(|metadata| metadata.ino()).ok()
     };
-    let (end, mut seen) = (Instant::now() + SEARCH, vec![namespace("self")]);
+    let end = Instant::now() + SEARCH_TIME_MAX;
+    let mut examined = vec![namespace_of("self")];
     let mut holders = Vec::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else {
+    let Ok(entries) = fs::read_dir("/proc") else {
         return holders;
     };
     for entry in entries.flatten().take(PROCESSES_MAX) {
@@ -182,12 +179,12 @@ pub fn holders_elsewhere(device: &str) -> Vec<u32> {
         let Ok(pid) = name.parse::<u32>() else {
             continue;
         };
-        let found = namespace(&name);
-        if found.is_none() || seen.contains(&found) {
+        let namespace = namespace_of(&name);
+        if namespace.is_none() || examined.contains(&namespace) {
             continue;
         }
-        seen.push(found);
-        let text = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        examined.push(namespace);
+        let text = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         if parse(&text).iter().any(|mount| mount.device == device) {
             holders.push(pid);
         }
@@ -196,23 +193,6 @@ pub fn holders_elsewhere(device: &str) -> Vec<u32> {
         }
     }
     holders
-}
-
-/// Mounts that were made by one of these users and whose source leads to a directory for which
-/// `is_it` is true. This is only a hint where a volume is mounted. Mounts of other users are
-/// skipped: a source is any text, and may lead to a filesystem that does not answer.
-///
-/// # Errors
-/// The mount table cannot be read.
-pub fn hinted(users: &[u32], is_it: impl Fn(&Path) -> bool) -> io::Result<Vec<MountInfo>> {
-    let mut mounts = MountInfo::all()?;
-    mounts.retain(|mount| {
-        mount.is_ours()
-            && mount.owner().is_some_and(|owner| users.contains(&owner))
-            && mount.source.is_absolute()
-            && is_it(&mount.source)
-    });
-    Ok(mounts)
 }
 
 #[cfg(test)]
@@ -224,22 +204,26 @@ mod tests {
         let text = b"24 30 0:22 / /proc rw,relatime shared:13 master:1 - proc proc rw\n\
             41 31 0:38 / /mnt/a\\040b\\134 ro,nosuid,nodev - fuse.bilayer /srv/vol\\040ume \
             rw,user_id=1000,group_id=1000,default_permissions\n\
+            411 31 0:39 /@home /mnt/- rw shared:1 - btrfs /dev/sda2 rw\n\
             broken line\n\
             42 31 0:39 / /mnt/x rw -\n";
         let mounts = parse(text);
-        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[0].filesystem, "proc");
-        let ours = &mounts[1];
-        assert_eq!(ours.id, 41);
-        assert_eq!(ours.device, "0:38");
-        assert_eq!(ours.root, Path::new("/"));
-        assert_eq!(ours.dir, Path::new("/mnt/a b\\"));
-        assert_eq!(ours.source, Path::new("/srv/vol ume"));
-        assert!(ours.is_ours());
-        assert_eq!(ours.owner(), Some(1000));
-        assert!(ours.has_option("ro") && ours.has_option("rw"));
-        assert!(!ours.has_option("noexec"));
-        assert_eq!(mounts[0].owner(), None);
+        let mount = &mounts[1];
+        assert_eq!(mount.id, 41);
+        assert_eq!(mount.device, "0:38");
+        assert_eq!(mount.root, Path::new("/"));
+        assert_eq!(mount.dir, Path::new("/mnt/a b\\"));
+        assert_eq!(mount.filesystem, "fuse.bilayer");
+        assert_eq!(mount.source, Path::new("/srv/vol ume"));
+        assert!(mount.has_option("ro") && mount.has_option("rw"));
+        assert!(!mount.has_option("noexec"));
+        assert_eq!(
+            (mounts[2].id, mounts[2].filesystem.as_str()),
+            (411, "btrfs")
+        );
+        assert_eq!(mounts[2].dir, Path::new("/mnt/-"));
     }
 
     #[test]
@@ -263,11 +247,22 @@ mod tests {
     fn finds_the_root() {
         let at = |path: &str| MountInfo::beginning_at(&Location::open(Path::new(path)).unwrap());
         let root = at("/").unwrap().unwrap();
-        assert!(!root.is_ours() && root.dir == Path::new("/"));
+        assert_eq!(root.dir, Path::new("/"));
         assert_eq!(at("/proc/self").unwrap(), None);
-        let device = Location::open(Path::new("/")).unwrap();
-        let device = device.info().unwrap().device;
-        assert!(MountInfo::on_device(device).unwrap().is_empty());
         assert_eq!(device_name(libc::makedev(0, 300)), "0:300");
+    }
+
+    #[test]
+    fn finds_the_mount_of_a_file() {
+        let info = "pos:\t0\nflags:\t0100000\nmnt_id:\t31\nino:\t2\n";
+        assert_eq!(mount_id(info), Some(31));
+        assert_eq!(mount_id("pos:\t0\n"), None);
+        assert_eq!(mount_id("mnt_id:\tx\n"), None);
+        let proc = fs::File::open("/proc").unwrap();
+        let mount = MountInfo::of_file(&proc).unwrap().unwrap();
+        assert_eq!(
+            (mount.filesystem.as_str(), mount.dir.as_path()),
+            ("proc", Path::new("/proc"))
+        );
     }
 }
