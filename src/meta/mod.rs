@@ -45,7 +45,7 @@ use database::{Committed, Tables};
 use keys::Table;
 pub use overlay::Batch;
 use overlay::Overlay;
-pub use permit::{Pause, Permit};
+pub use permit::{ExclusivePermit, Permit};
 use records::{COUNT_MAX, Counters, InodeRecord};
 pub use versions::{ChangeRow, ChangedKey};
 

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::keys::{self, Table};
-use super::permit::{Pause, Permit};
+use super::permit::{ExclusivePermit, Permit};
 use super::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use super::{Batch, Meta, MetaError, State, View};
 use crate::ids::{Generation, ViewId};
@@ -83,19 +83,19 @@ impl Views {
 }
 
 impl Meta {
-    /// The right to make changes, to be held while they are made.
+    /// Takes a shared permit, which a thread holds while it makes changes.
     pub fn permit(&self) -> Permit<'_> {
         self.permits.shared()
     }
 
-    /// The right to make changes, for a thread that holds locks which other holders of a permit may
+    /// Takes a shared permit, for a thread that holds locks which other holders of a permit may
     /// wait for.
-    pub fn permit_within(&self) -> Permit<'_> {
-        self.permits.shared_within()
+    pub fn permit_holding_locks(&self) -> Permit<'_> {
+        self.permits.shared_holding_locks()
     }
 
-    /// Waits until nobody makes changes, and prevents new ones.
-    pub fn pause(&self) -> Pause<'_> {
+    /// Waits until nobody else makes changes, and keeps others from making any.
+    pub fn exclusive_permit(&self) -> ExclusivePermit<'_> {
         self.permits.exclusive()
     }
 
@@ -160,15 +160,15 @@ impl Meta {
         self.views.read().kept.iter().copied().collect()
     }
 
-    /// Takes a view of the current state. Everything must have been made durable since `pause`
-    /// began. The view is durable after the next commit.
+    /// Takes a view of the current state. Everything must have been made durable since the
+    /// permit was taken. The view is durable after the next commit.
     ///
     /// # Errors
     /// Errors of applying the change. `None` if the number of views or of generations is at its
     /// limit.
     pub fn take_view(
         &self,
-        _pause: &Pause<'_>,
+        _permit: &ExclusivePermit<'_>,
         mut record: ViewRecord,
     ) -> Result<Option<(ViewId, ViewRecord)>, MetaError> {
         let mut views = self.views.write();

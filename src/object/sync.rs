@@ -12,7 +12,7 @@ use super::{Contents, ObjectError, bytes_here};
 use crate::ids::ChunkIndex;
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{PAGES_MAX, PartId};
-use crate::meta::{Batch, Pause, View};
+use crate::meta::{Batch, ExclusivePermit, View};
 use crate::planted::{Bug, planted};
 
 /// Chunks and their newest parts that one sync covers.
@@ -68,7 +68,7 @@ impl Contents {
     ///
     /// # Errors
     /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
-    pub fn sync_paused(&self, _pause: &Pause<'_>) -> Result<(), ObjectError> {
+    pub fn sync_paused(&self, _permit: &ExclusivePermit<'_>) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
         let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
         self.sync_covered(&covered.concat())?;
@@ -188,7 +188,7 @@ impl Contents {
 
     /// Notes what is not durable. The gate keeps out operations that restructure chunks.
     fn begin_sync(&self, file: &File) -> Covered {
-        let _permit = self.meta.permit_within();
+        let _permit = self.meta.permit_holding_locks();
         let _gate = file.gate.read();
         let state = &mut *file.state.lock();
         state.syncing_size = state.size;
@@ -231,7 +231,7 @@ impl Contents {
     }
 
     fn finish_sync(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
-        let _permit = self.meta.permit_within();
+        let _permit = self.meta.permit_holding_locks();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         if state.removed {

@@ -19,7 +19,7 @@ use crate::audit::Record;
 use crate::fs::types::NodeId;
 use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, ViewId};
-use crate::meta::Pause;
+use crate::meta::ExclusivePermit;
 use crate::meta::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use crate::sealed::PAGE_BYTES;
 use crate::snapshot;
@@ -190,7 +190,7 @@ impl Filesystem {
             // A caller that gets an error must not find the view.
             self.meta.hide_view(id, true);
             if self.meta.write_leaving(id).is_ok() {
-                let _pause = self.meta.pause();
+                let _pause = self.meta.exclusive_permit();
                 self.meta.release_view(id);
             }
             return Err(error.into());
@@ -212,14 +212,14 @@ impl Filesystem {
     }
 
     /// Makes all contents durable, and pauses all changes from then on.
-    pub(in crate::fs) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
+    pub(in crate::fs) fn sync_and_pause(&self) -> Result<ExclusivePermit<'_>, FsError> {
         for _ in 0..ROUNDS {
             self.contents.sync_all()?;
             if self.contents.unsynced_pages() <= FEW_PAGES {
                 break;
             }
         }
-        let pause = self.meta.pause();
+        let pause = self.meta.exclusive_permit();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
         // If files get their times from the clock's tick, the next write must have another time
@@ -265,7 +265,7 @@ impl Filesystem {
         {
             // Changes that are about to be applied may still keep something for this view only. The
             // purge comes after them.
-            let _pause = self.meta.pause();
+            let _pause = self.meta.exclusive_permit();
             self.meta.release_view(id);
         }
         self.contents.forget_view(record.generation);
