@@ -273,7 +273,7 @@ impl<'a> Repairer<'a> {
             RepairAction::AttributesOf { ino, seen } => {
                 self.remove_attributes(views, *ino, seen)?;
             }
-            RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, *ino, false),
+            RepairAction::ForgetOrphan(ino) => self.meta.remove_orphan(&mut batch, *ino),
             RepairAction::Row(table, key, value) => {
                 let value = value.clone();
                 self.meta.set_row(&mut batch, *table, key.clone(), value);

@@ -154,7 +154,7 @@ impl Filesystem {
             ballast.limit(limit_bytes);
         }
         if !options.read_only {
-            meta.keep_ballast(Arc::clone(&ballast));
+            meta.set_ballast(Arc::clone(&ballast));
         }
         let keys = Arc::clone(&volume.keys);
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
@@ -275,7 +275,7 @@ impl Filesystem {
                 self.remove_inode(Ino(ino))?;
             } else {
                 let mut batch = Batch::new();
-                self.meta.put_orphan(&mut batch, Ino(ino), false);
+                self.meta.remove_orphan(&mut batch, Ino(ino));
                 self.meta.apply(batch)?;
             }
         }
@@ -344,7 +344,7 @@ impl Filesystem {
 
     fn close_clean(&self) -> Result<(), FsError> {
         self.meta.release();
-        self.meta.expect_end();
+        self.meta.expect_unmount();
         // The kernel does not send its last forgets at an unmount, so unlinked files are removed
         // now.
         for (key, _) in self.meta.rows(Table::Orphan)? {

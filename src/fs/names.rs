@@ -418,7 +418,7 @@ impl Filesystem {
         record.ctime = now;
         self.meta.put_inode(batch, entry.ino, &record)?;
         if last {
-            self.meta.put_orphan(batch, entry.ino, true);
+            self.meta.put_orphan(batch, entry.ino);
         }
         Ok(last.then_some(entry.ino))
     }

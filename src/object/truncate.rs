@@ -465,7 +465,7 @@ impl Contents {
                 self.meta.put_xattr(&mut batch, file.ino, &name, None)?;
             }
             self.meta.remove_inode(&mut batch, file.ino)?;
-            self.meta.put_orphan(&mut batch, file.ino, false);
+            self.meta.remove_orphan(&mut batch, file.ino);
             batch.inodes -= 1;
             state.removed = true;
         }

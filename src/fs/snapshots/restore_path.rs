@@ -103,7 +103,7 @@ impl Filesystem {
         let mut batch = Batch::new();
         let record = InodeRecord { nlink: 0, ..root };
         self.meta.put_inode(&mut batch, ino, &record)?;
-        self.meta.put_orphan(&mut batch, ino, true);
+        self.meta.put_orphan(&mut batch, ino);
         batch.inodes += 1;
         self.meta.apply(batch)?;
         Ok(ino)

@@ -188,7 +188,7 @@ impl Filesystem {
         let (id, record) = made.ok_or(ViewError::TooMany)?;
         if let Err(error) = self.commit_with_reclaim() {
             // A caller that gets an error must not find the view.
-            self.meta.hide_view(id, true);
+            self.meta.hide_view(id);
             if self.meta.write_leaving(id).is_ok() {
                 let _pause = self.meta.exclusive_permit();
                 self.meta.release_view(id);
@@ -247,9 +247,9 @@ impl Filesystem {
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
         let (id, record) = self.existing_view(kind, name)?;
-        self.meta.hide_view(id, true);
+        self.meta.hide_view(id);
         if self.references.view_in_use(id) {
-            self.meta.hide_view(id, false);
+            self.meta.unhide_view(id);
             return Err(ViewError::Busy {
                 kind,
                 name: name.to_owned(),
@@ -259,7 +259,7 @@ impl Filesystem {
         if let Err(error) = gone.and_then(|()| self.commit_with_reclaim()) {
             // Undo. If that cannot be written any more, the next mount shows the view anyway.
             let _ = self.meta.put_view(id, &record);
-            self.meta.hide_view(id, false);
+            self.meta.unhide_view(id);
             return Err(error.into());
         }
         {
