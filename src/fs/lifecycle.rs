@@ -26,7 +26,7 @@ use crate::object::Contents;
 use crate::planted::{Bug, planted};
 use crate::sealed::{MetaFile, PAGE_BYTES, SealedError};
 use crate::store::ballast::{Ballast, WithBallast};
-use crate::store::read_only::{ReadOnlyStore, Scratch};
+use crate::store::read_only::{ReadOnlyStore, ScratchFile};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
@@ -127,7 +127,7 @@ impl Filesystem {
         // The error names what cannot be opened.
         let mut file = file.map_err(SealedError::from)?;
         if options.read_only {
-            file = Arc::new(Scratch::over(file)?);
+            file = Arc::new(ScratchFile::over(file)?);
         }
         let set = metadata_set(&volume, &*file);
         let ballast = Arc::new(Ballast::of(Arc::clone(&store)));
@@ -210,7 +210,7 @@ impl Filesystem {
         let file = store.open(&StorePath::new(META_NAME), OpenMode::Read)?;
         // What the database writes when it opens stays in memory: an attempt that fails must not
         // make the old metadata look newer than it is.
-        let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
+        let file: Arc<dyn StoreFile> = Arc::new(ScratchFile::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
         match volume.check_rollback(&slots) {

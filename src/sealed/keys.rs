@@ -52,6 +52,11 @@ impl FileKeys {
     }
 
     /// The only key set that pages of this file are sealed under.
+    pub(super) const fn set(&self) -> &Arc<KeySet> {
+        &self.set
+    }
+
+    /// The number of that key set.
     pub(super) fn epoch(&self) -> Epoch {
         self.set.epoch
     }

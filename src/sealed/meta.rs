@@ -40,6 +40,7 @@ use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::{KeySet, TAG_BYTES};
 use crate::planted::{Bug, planted};
 use crate::store::StoreFile;
+use crate::store::read_only::ScratchFile;
 
 const GEOMETRY: Geometry = Geometry::Meta;
 const PAGE_0: Range<PageIndex> = PageIndex(0)..PageIndex(1);
@@ -71,7 +72,7 @@ pub struct MetaFile {
     /// Pages written since the file was opened.
     written_pages: AtomicU64,
     /// Pages whose failure to open was logged.
-    logged: LogOnce<Option<PageIndex>>,
+    logged: Arc<LogOnce<Option<PageIndex>>>,
 }
 
 #[derive(Debug)]
@@ -172,6 +173,18 @@ impl MetaFile {
         Ok(meta)
     }
 
+    /// The same file, with everything that is written to it kept in memory.
+    ///
+    /// # Errors
+    /// The errors of [`Self::open`].
+    pub fn scratch(&self) -> Result<Self, SealedError> {
+        let file = Arc::new(ScratchFile::over(Arc::clone(&self.file))?);
+        let mut scratch = Self::open(file, self.keys.set(), self.keys.crypto())?;
+        // A page that does not open is logged once, whichever of the two reads it.
+        scratch.logged = Arc::clone(&self.logged);
+        Ok(scratch)
+    }
+
     fn with_state(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -185,7 +198,7 @@ impl MetaFile {
             length: Mutex::new(()),
             state: Mutex::new(state),
             written_pages: AtomicU64::new(0),
-            logged: LogOnce::default(),
+            logged: Arc::default(),
         }
     }
 

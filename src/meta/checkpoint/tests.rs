@@ -111,7 +111,7 @@ impl World {
     fn is_whole(&self, checkpoint: &Checkpoint) {
         let (found, rows) = open(&self.store, self.keys.active(), checkpoint.name).unwrap();
         assert_eq!(found, *checkpoint);
-        let (_, committed) = self.meta().as_committed().unwrap();
+        let (_, committed) = self.meta().pin_rows().unwrap();
         assert!(self.meta().has_rows_of(&rows).unwrap());
         for table in Table::ALL {
             assert!(
