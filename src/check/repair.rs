@@ -168,9 +168,9 @@ impl<'a> Repairer<'a> {
     }
 
     fn record_in_keystore(&self, clean: bool) -> Result<(), CheckError> {
-        let (newest, tags) = self.meta.file().durable();
+        let durable = self.meta.file().durable();
         self.volume
-            .remember(newest, tags, clean)
+            .remember(durable.sequence, durable.outer_tags, clean)
             .map_err(CheckError::NotRemembered)
     }
 

@@ -12,8 +12,8 @@
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
-//! | `change` | generation (8), table (1), logical key | no | 1: first written in it, a view kept |
-//! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold pages that nobody reads |
+//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first written in that generation |
+//! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold unneeded pages |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back() {
+    fn keys_are_split_into_their_parts() {
         assert_eq!(dirent_parts(&dirent(Ino(7), 5, b"a")), Some((5, &b"a"[..])));
         assert_eq!(xattr_name(&xattr(Ino(7), b"user.x")), Some(&b"user.x"[..]));
         assert_eq!(

@@ -23,8 +23,8 @@ pub fn pages_of_capacity(bytes: u64) -> u64 {
     u64::try_from(pages.div_ceil(u128::from(CHUNK_BYTES))).unwrap_or(u64::MAX)
 }
 
-/// The number of pages that this many pages of contents and bytes of records count towards a
-/// volume's limit.
+/// The number of pages that contents of this many pages and records of this many bytes count towards
+/// a volume's limit.
 pub fn pages_taken(pages: u64, record_bytes: u64) -> u64 {
     pages.saturating_add(record_bytes.div_ceil(PAYLOAD_BYTES))
 }

@@ -118,7 +118,7 @@ impl Meta {
         visible.map(|(id, record)| (id, record.clone())).collect()
     }
 
-    /// The number of views of that kind, and when the newest was taken.
+    /// The number of visible views of that kind, and the time at which the newest was taken.
     pub fn count_views(&self, kind: ViewKind) -> (u32, Option<Timespec>) {
         let views = self.views.read();
         let of_kind = views.visible().filter(|(_, record)| record.kind == kind);

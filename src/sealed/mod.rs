@@ -39,7 +39,7 @@ use std::io;
 pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
 pub use log_once::LogOnce;
-pub use meta::{MetaFile, SlotState};
+pub use meta::{DurableState, MetaFile, SlotState};
 pub use page_bits::PageBits;
 pub use page_copy::PageCopy;
 pub use range_lock::PageGuard;

@@ -435,7 +435,7 @@ fn a_full_disk_takes_the_unfinished_one_first() {
         }
         true
     });
-    assert!(matches!(stopped, Err(CheckpointError::NoRoom)));
+    assert!(matches!(stopped, Err(CheckpointError::NoSpace)));
     assert!(unfinished_names(&world.store).unwrap().is_empty());
     let written = world.write();
     world.is_whole(&written.checkpoint);
