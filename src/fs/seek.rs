@@ -39,7 +39,7 @@ impl Filesystem {
                 return Ok(at);
             }
             let next = block + BLOCK_BYTES;
-            let found = self.contents.seek(&file, next, hole)?;
+            let found = self.contents.seek(&file, next, whence)?;
             at = found.map_or(size, |found| (found - found % BLOCK_BYTES).max(next));
         }
         if hole { Ok(size) } else { Err(Errno::ENXIO) }
@@ -48,14 +48,14 @@ impl Filesystem {
     /// True for a block without data, or with some data that is all zero.
     fn is_hole(&self, file: &File, block: u64) -> Result<bool, Errno> {
         let end = (block + BLOCK_BYTES).min(file.size());
-        let whole = |hole| match self.contents.seek(file, block, hole) {
+        let whole = |whence| match self.contents.seek(file, block, whence) {
             Ok(next) => Ok(next.is_none_or(|next| next >= end)),
             Err(error) => Err(Errno::from(error)),
         };
-        if whole(true)? {
+        if whole(SeekWhence::Hole)? {
             return Ok(false);
         }
-        if whole(false)? {
+        if whole(SeekWhence::Data)? {
             return Ok(true);
         }
         self.is_zero(file, block)

@@ -169,7 +169,7 @@ impl Filesystem {
         self.meta
             .put_dirent(&mut batch, task.parent, &task.name, Some(entry))?;
         self.contents
-            .check_space_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), 0)?;
         self.meta.apply(batch)?;
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Filesystem {
         }
         batch.inodes += 1;
         self.contents
-            .check_space_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), 0)?;
         self.meta.apply(batch)?;
         Ok(())
     }
