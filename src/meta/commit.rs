@@ -413,7 +413,7 @@ impl Meta {
         };
         match reserved {
             Err(error) if Errno::from_backing(&error).is_full() => match (adds, kind) {
-                (false, _) => ballast.require(Requirement::Part(bytes)),
+                (false, _) => ballast.require(Requirement::ForChanges(bytes)),
                 (true, BallastKind::Bytes) => ballast.require(Requirement::Whole),
                 (true, _) => Err(error),
             },
@@ -422,8 +422,9 @@ impl Meta {
     }
 
     /// The space to reserve in addition to what the pending changes need. A commit that removes
-    /// something may use half of the earlier reserve, since only it can free space on a full disk.
-    /// A commit that only overwrites, such as writing reserved pages, may use a quarter.
+    /// something may use half of the space that earlier commits reserved, since only such a commit
+    /// can free space on a full disk. A commit that only overwrites, such as writing reserved
+    /// pages, may use a quarter of it.
     fn headroom_bytes(&self) -> u64 {
         let state = self.state.read();
         match (state.pending_removes, state.pending_adds) {
