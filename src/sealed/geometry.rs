@@ -101,13 +101,13 @@ impl Geometry {
     /// # Errors
     /// [`SealedError::OutOfRange`] if the offset overflows.
     pub fn sealed_offset(self, page: PageIndex, slot: Slot) -> Result<SealedOffset, SealedError> {
-        let place = match (self, page.0) {
+        let position = match (self, page.0) {
             (Self::Contents, index) => Some(index),
             (Self::Meta, 0) => Some(u64::from(slot.number())),
             (Self::Meta, index) => index.checked_add(1),
         };
-        place
-            .and_then(|place| place.checked_mul(self.stride_bytes() as u64))
+        position
+            .and_then(|position| position.checked_mul(self.stride_bytes() as u64))
             // The kernel uses signed file offsets.
             .filter(|offset| *offset <= i64::MAX as u64 - (1 << 32))
             .map(SealedOffset)
@@ -147,12 +147,12 @@ impl Geometry {
             .checked_add(len as u64)
             .ok_or(SealedError::OutOfRange)?;
         let first = offset.0 / payload;
-        let last = if len == 0 {
+        let end = if len == 0 {
             first
         } else {
             end.div_ceil(payload)
         };
-        Ok(PageIndex(first)..PageIndex(last))
+        Ok(PageIndex(first)..PageIndex(end))
     }
 
     /// The part of one page that a range of plain bytes overlaps. The page must be one of
@@ -191,7 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn places_on_disk() {
+    fn offsets_on_disk() {
         let at = |geometry: Geometry, page, slot| {
             geometry
                 .sealed_offset(PageIndex(page), slot)
@@ -213,8 +213,8 @@ mod tests {
             for geometry in [Geometry::Contents, Geometry::Meta] {
                 let len = geometry.sealed_len(pages).expect("in range");
                 assert_eq!(geometry.whole_pages(len), pages);
-                let cut = geometry.whole_pages(len + geometry.stride_bytes() as u64 - 1);
-                assert!(cut == pages, "a part of a page is none");
+                let with_partial = geometry.whole_pages(len + geometry.stride_bytes() as u64 - 1);
+                assert_eq!(with_partial, pages, "a partial page does not count");
             }
         }
     }

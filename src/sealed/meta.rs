@@ -15,8 +15,8 @@
 //!   with every sync that makes a new page 0 durable.
 //! - A *fresh* page is one by which the file was extended and that has not been written since. It
 //!   reads as zeros until the file is closed. Any other page that does not open is an error: zeros
-//!   on the disk are never taken for an empty page. This also holds while the database recovers from
-//!   an unclean shutdown: with two-phase commits it then reads only pages that were synced.
+//!   on the disk are never taken for an empty page. This also holds while the database recovers
+//!   from an unclean shutdown: with two-phase commits it then reads only pages that were synced.
 //!
 //! Order of writes: pages; `fdatasync`; then the slot is switched in memory. Page 0 is locked
 //! against writers during the sync, so that the slot that becomes current is the one that was
@@ -295,9 +295,9 @@ impl MetaFile {
         self.file.reserve(start, extra)
     }
 
-    /// Preallocates space for pages by which an earlier process extended the file and which it never
-    /// wrote; [`reserve`](Self::reserve) does not know about them. Best effort, and not for a very
-    /// large file, where it might need gigabytes.
+    /// Preallocates space for pages by which an earlier process extended the file and which it
+    /// never wrote; [`reserve`](Self::reserve) does not know about them. Best effort, and not for a
+    /// very large file, where it might need gigabytes.
     pub fn reserve_holes(&self) {
         const LEN_BYTES_MAX: u64 = 1 << 30;
         let reserved = match self.file.len() {
