@@ -1,9 +1,9 @@
 //! Copies a view of one volume's metadata into the metadata of another volume.
 //!
 //! All records get the first generation, and the second one is live. If the copy uses the objects
-//! of the source, the first generation is `frozen`: those objects are never written in place.
-//! Not copied is everything that belongs to the source alone: kept views, garbage, and unlinked
-//! files and directories that are still in use, with everything below them. Space reservations
+//! of the source, the first generation is `frozen`: those objects are never written in place. Not
+//! copied is everything that belongs to the source alone: kept views, garbage, and unlinked files
+//! and directories that are still in use, with everything below them. Space reservations
 //! (`fallocate`) are not copied either: their blocks are in objects that the copy never writes to.
 //!
 //! No counter of the source is copied: the numbers of inodes and pages and the next numbers to
@@ -322,9 +322,9 @@ struct Copy<'a> {
 }
 
 impl Meta {
-    /// Writes the records that `view` sees into an empty sealed file as the metadata of another volume. `parts`
-    /// is called once for every chunk with objects, ordered by inode and chunk; an error that it
-    /// returns ends the copy. Durable on return.
+    /// Writes the records that `view` sees into an empty sealed file as the metadata of another
+    /// volume. `parts` is called once for every chunk with objects, ordered by inode and chunk; an
+    /// error that it returns ends the copy. Durable on return.
     ///
     /// # Errors
     /// Errors of `parts`, of reading the source and of writing the file, which is worthless then.
@@ -471,8 +471,8 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Copies inodes with their extents. The number of pages of each inode is computed from what is
-    /// copied.
+    /// Copies inodes with their extents. The number of pages of each inode is computed from the
+    /// copied extents.
     fn inodes_and_contents(
         &mut self,
         to: &mut Loader<'_>,

@@ -1,5 +1,5 @@
-//! Detects cycles while following records that each reference the next one, such as from a directory
-//! up to the root. Damaged or hostile records may form a cycle.
+//! Detects cycles while following records that each reference the next one, such as from a
+//! directory up to the root. Damaged or hostile records may form a cycle.
 //!
 //! Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", 1980): one
 //! position is remembered, and replaced after each doubling of the number of steps. A cycle is

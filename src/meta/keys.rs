@@ -12,7 +12,7 @@
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
-//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first written in that generation |
+//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first write in it |
 //! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold unneeded pages |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |

@@ -8,8 +8,8 @@
 //! - After an error that leaves the database in doubt, nothing is written any more
 //!   ([`Meta::latch`]).
 //!
-//! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
-//! dropped once readers have the new tables. New batches go to a fresh map meanwhile.
+//! Order of a commit: the pending map is replaced by an empty one, which new batches use. It is
+//! written in one two-phase transaction, and dropped once readers have the new tables.
 
 pub mod charge;
 pub mod checkpoint;
@@ -358,9 +358,9 @@ impl Meta {
 }
 
 /// Checks the counters against the records. Counters that lag behind the records do not belong to
-/// them. With such counters, a write would not see an extent of a later generation. A new file would
-/// get the number of an existing one, or would take over names, attributes and contents that are
-/// stored under its number.
+/// them. With such counters, a write would not see an extent of a later generation. A new file
+/// would get the number of an existing one, or would take over names, attributes and contents that
+/// are stored under its number.
 fn check_counters(
     counters: &Counters,
     committed: &Committed,

@@ -1,10 +1,10 @@
 //! The metadata as the newest commit left it on the disk, read past every cache.
 //!
-//! Rows are read by [`RawTables`], which verifies both layers and the checksum of each page, whether
-//! or not the file is in use. Only the database understands the record of free pages, so that record
-//! is verified by opening the file with the database ([`verify_database`]). The database writes to
-//! its file then (it marks the file as in use, and may have to recover); these writes stay in
-//! memory.
+//! Rows are read by [`RawTables`], which verifies both layers and the checksum of each page,
+//! whether or not the file is in use. Only the database understands the record of free pages, so
+//! that record is verified by opening the file with the database ([`verify_database`]). The
+//! database writes to its file then (it marks the file as in use, and may have to recover); these
+//! writes stay in memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -107,8 +107,8 @@ impl Stored {
     }
 
     /// Returns physical records from `low` on, in order: at most `limit` of them, and at most
-    /// `limit_bytes` bytes excluding the last record. A result below both limits means that there are no
-    /// more.
+    /// `limit_bytes` bytes excluding the last record. A result below both limits means that there
+    /// are no more.
     pub fn read_rows(
         &self,
         table: Table,

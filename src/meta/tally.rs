@@ -1,9 +1,9 @@
 //! Computes the counters of a database from its records.
 //!
-//! A database that is filled from another source (an image, a stream, an older copy) gets counters
-//! that are computed here from its rows, not those that were stored beside them. So a number that
-//! is allocated later is never one that a record already uses, such as the inode of a directory
-//! entry or the folder of an extent.
+//! When a database is filled from another source (an image, a stream, an older copy), its counters
+//! are computed here from its rows. The counters that the source stored are not trusted. So a
+//! number that is allocated later is never one that a record already uses, such as the inode of a
+//! directory entry or the folder of an extent.
 //!
 //! Rows arrive table by table in the order of their keys, so the last version of a key is the one
 //! that the live view sees.

@@ -5,7 +5,7 @@
 //! sees it. A tombstone is needed only while an older version is.
 //!
 //! Versions are dropped on two occasions. The first write of a key in a generation drops the
-//! earlier versions that nobody needs ([`Meta::put_record`]). After a view was deleted, the
+//! earlier versions that are not needed ([`Meta::put_record`]). After a view was deleted, the
 //! versions that only this view saw are looked up in `change` and dropped ([`Meta::prune`]). When a
 //! version of an extent is dropped, so are the objects that no other version of it references.
 //!
@@ -112,7 +112,7 @@ impl Meta {
         Ok(())
     }
 
-    /// Drops the versions that nobody needs, of those before `next`. The caller holds a permit.
+    /// Drops unneeded versions among those before `next`. The caller holds a permit.
     fn drop_unneeded(
         &self,
         batch: &mut Batch,
@@ -204,7 +204,7 @@ impl Meta {
         Ok(names)
     }
 
-    /// Drops the versions of a key that nobody needs any more. The caller holds the lock of its
+    /// Drops the versions of a key that are not needed any more. The caller holds the lock of its
     /// inode and a permit. True if something was dropped.
     ///
     /// # Errors
@@ -234,8 +234,9 @@ impl Meta {
         Ok(outcome.dropped)
     }
 
-    /// Queues the objects that only dropped versions of an extent referenced (`gone` without `keep`)
-    /// for unlinking. Queues the extent for trimming if an object of a dropped version is kept.
+    /// Queues the objects that only dropped versions of an extent referenced (`gone` without
+    /// `keep`) for unlinking. Queues the extent for trimming if an object of a dropped version is
+    /// kept.
     fn release_objects(
         &self,
         batch: &mut Batch,

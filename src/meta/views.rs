@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - A view is kept in memory from the moment at which the generation is raised, and for as long as
-//!   its durable row says so. Records and pages that only this view sees are neither dropped nor
-//!   overwritten before the commit that records its deletion.
+//!   its durable row has the state [`ViewState::Kept`]. Records and pages that only this view sees
+//!   are neither dropped nor overwritten before the commit that records its deletion.
 //! - A view number is reused only after all other numbers have been used, so that the kernel never
 //!   confuses two views.
 
@@ -160,8 +160,8 @@ impl Meta {
         self.views.read().kept.iter().copied().collect()
     }
 
-    /// Takes a view of the current state. Everything must have been made durable since the
-    /// permit was taken. The view is durable after the next commit.
+    /// Takes a view of the current state. Everything must have been made durable since the permit
+    /// was taken. The view is durable after the next commit.
     ///
     /// # Errors
     /// Errors of applying the change. `None` if the number of views or of generations is at its
@@ -189,8 +189,8 @@ impl Meta {
         Ok(id.map(|id| (id, record)))
     }
 
-    /// Keeps another view of what a kept view sees. `record` is that view's record with another
-    /// name or kind.
+    /// Keeps another view of the same generation as a kept one. `record` is that view's record with
+    /// another name or kind.
     ///
     /// # Errors
     /// Errors of applying the change. `None` if the number of views is at its limit.

@@ -290,7 +290,7 @@ fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::R
     Ok(())
 }
 
-/// True for an I/O error, which says nothing about the contents.
+/// True for an I/O error: the contents may be good.
 fn is_io_error(error: &MetaError) -> bool {
     matches!(
         error,

@@ -37,8 +37,8 @@ use crate::store::{OpenMode, Store};
 const RUN_PAGES: u64 = 256;
 /// Number of pages between two syncs, so that the last sync is short.
 const SYNC_PAGES: u64 = 4096;
-/// A pinned commit is replaced once this many pages of `meta`, or an eighth of its own pages if that
-/// is more, were written since it was pinned.
+/// A pinned commit is replaced once this many pages of `meta`, or an eighth of its own pages if
+/// that is more, were written since it was pinned.
 const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
 /// Shorter runs of unreferenced pages are not punched: they share blocks with their neighbours, and
 /// hardly any space would be freed.

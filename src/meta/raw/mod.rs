@@ -438,8 +438,8 @@ impl Node {
         }
     }
 
-    /// Number of pieces, each of which has an entry in the table of ends: keys, and in a leaf values
-    /// too.
+    /// Number of pieces, each of which has an entry in the table of ends: keys, and in a leaf
+    /// values too.
     fn pieces(&self) -> usize {
         if self.is_leaf {
             2 * self.count

@@ -1,7 +1,7 @@
 //! Determines all pages that a commit references: those that a copy of it must contain.
 //!
-//! Only branches are read, about one page in a hundred. Leaves need not be read, since all leaves of
-//! a tree have the same depth.
+//! Only branches are read, about one page in a hundred. Leaves need not be read, since all leaves
+//! of a tree have the same depth.
 
 use super::{Bounds, DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
 use crate::ids::PageIndex;

@@ -8,10 +8,10 @@
 //!        then a bit each for uid, gid, nlink, rdev and parent, set if it is present; bit 15 is 0
 //! ```
 //! The form of a number is 0 (absent) if it is zero; otherwise 1 (4 bytes), or 2 (8 bytes) if it
-//! does not fit. The form of a time is 0 (absent) if it equals its default: the birth time for mtime
-//! and atime, mtime for ctime. It is 1 (its nanoseconds alone) if its seconds are those of the birth
-//! time, and 2 (complete) otherwise. uid, rdev and parent are present if they are not zero, gid if it
-//! differs from uid, nlink if it is not 1. So each record has exactly one encoding.
+//! does not fit. The form of a time is 0 (absent) if it equals its default: the birth time for
+//! mtime and atime, mtime for ctime. It is 1 (its nanoseconds alone) if its seconds are those of
+//! the birth time, and 2 (complete) otherwise. uid, rdev and parent are present if they are not
+//! zero, gid if it differs from uid, nlink if it is not 1. So each record has exactly one encoding.
 //!
 //! `pages` counts the pages of its chunks that are sealed or reserved; `parent` is the directory
 //! that holds a directory (0 for other files).

@@ -1,8 +1,8 @@
 //! Encodings of the metadata records.
 //!
-//! A record is a tag byte and fixed-width little-endian numbers. Tag 0 is a tombstone: the key had a
-//! value in an older generation and has none any more. Tag 1 is a value in the format described here. Times are
-//! seconds (8, signed) and nanoseconds (4).
+//! A record is a tag byte and fixed-width little-endian numbers. Tag 0 is a tombstone: the key had
+//! a value in an older generation and has none any more. Tag 1 is a value in the format described
+//! here. Times are seconds (8, signed) and nanoseconds (4).
 //!
 //! ```text
 //! inode     1 | …                          ([`inode`])
