@@ -2,8 +2,8 @@
 //! bytes.
 //!
 //! A linked chunk is marked `shared` in both files before either may be written again. So two files
-//! never write different contents under one crypto id. Order: the source is durable; the links and their
-//! names are durable; then both records change in one batch.
+//! never write different contents under one crypto id. Order: the source is durable; the links and
+//! their names are durable; then both records change in one batch.
 
 use super::file::{Chunk, Extent, File};
 use super::read::SeekWhence;
@@ -70,8 +70,8 @@ impl Contents {
             match self.copy_piece(from, to, rest, now, &mut copied) {
                 Ok(0) => break,
                 Ok(more) => copied.bytes += more,
-                // The caller must get the number of bytes copied so far. Otherwise the kernel's cache
-                // would continue to show the old contents.
+                // The caller must get the number of bytes copied so far. Otherwise the kernel's
+                // cache would continue to show the old contents.
                 Err(_) if at > 0 => break,
                 Err(error) => return Err(error),
             }

@@ -12,20 +12,20 @@
 //! or merged by another thread), the copy is discarded.
 //!
 //! Order: pages of the merged object, fdatasync, `sync_dir` of its name, then one batch with the
-//! record that names it and with the old names as garbage. A page of an older part is left out only
+//! record that names it and with the old names as garbage. A page of an older part is omitted only
 //! if a *durable* page of the newest part hides it: that page is part of the same record.
 //!
 //! **How much is merged** ([`merge_count`]) is size-tiered. A part without visible pages leaves the
 //! list at once. Nothing else happens while the list has at most [`PARTS_FLAT`] parts. Beyond that,
 //! the parts below the newest are collected from the top: as many as bring the list back to that
 //! length, and further ones while the visible pages of the next part are at most [`GROWTH`] times
-//! those collected above it. So a large old part is not rewritten for the sake of a few pages. Apart
-//! from the merges that the length requires, which concern the small parts on top, a page is copied
-//! only into an object at least 1½ times as large as its former one, and thus only a few times until
-//! it is in the largest. For a chunk of 1041 pages with a snapshot between any two rounds of writing,
-//! the pages copied per page written are (the test below has the bounds): 13 if each round changes
-//! one page, 7 for five pages, 3 for fifty, less than one for three hundred, none if all are
-//! overwritten.
+//! those collected above it. So a large old part is not rewritten for the sake of a few pages.
+//! Apart from the merges that the length requires, which concern the small parts on top, a page is
+//! copied only into an object at least 1½ times as large as its former one, and thus only a few
+//! times until it is in the largest. For a chunk of 1041 pages with a snapshot between any two
+//! rounds of writing, the pages copied per page written are (the test below has the bounds): 13 if
+//! each round changes one page, 7 for five pages, 3 for fifty, less than one for three hundred,
+//! none if all are overwritten.
 //!
 //! **Space**: hidden pages are not copied. The parts of one list hold at most about 2½ times the
 //! pages that are visible in it. While kept views see the former parts, copied pages take space

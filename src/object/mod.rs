@@ -142,8 +142,8 @@ pub struct Contents {
     files: Mutex<HashMap<(View, Ino), Arc<File>>>,
     /// Number of files that were loaded since the last sync of all files began.
     recent: AtomicUsize,
-    /// Files whose contents must be durable before the next commit ([`Contents::order_before_commit`]),
-    /// each with the number of requests.
+    /// Files whose contents must be durable before the next commit
+    /// ([`Contents::order_before_commit`]), each with the number of requests.
     ordered: Mutex<BTreeMap<Ino, u64>>,
     /// Pages to give back to the backing filesystem once a batch is durable.
     deferred_punches: Mutex<Vec<(BatchNumber, DeferredPunch)>>,
@@ -188,8 +188,9 @@ impl Contents {
         &self.objects
     }
 
-    /// The live file of an inode. Its record is read under the lock of the known files: meanwhile no
-    /// other thread can load the file, publish a newer record, and drop the file from memory again.
+    /// The live file of an inode. Its record is read under the lock of the known files: meanwhile
+    /// no other thread can load the file, publish a newer record, and drop the file from memory
+    /// again.
     ///
     /// # Errors
     /// [`ObjectError::Removed`] if the inode does not exist; [`ObjectError::Meta`] if its record
@@ -281,8 +282,8 @@ impl Contents {
     }
 
     /// Resets the in-memory state of live files from their records. The caller makes sure that all
-    /// of these files are synced and that nothing changes them. Readers rely on the chunks that they
-    /// loaded, so each file's gate is held exclusively.
+    /// of these files are synced and that nothing changes them. Readers rely on the chunks that
+    /// they loaded, so each file's gate is held exclusively.
     ///
     /// # Errors
     /// A record cannot be read. Files before it in the iterator are reset.
@@ -316,8 +317,8 @@ impl Contents {
             .cast_unsigned()
     }
 
-    /// Requires that a file's contents be durable before the next commit. The file is *ordered* until
-    /// [`Self::sync_ordered`] has synced it.
+    /// Requires that a file's contents be durable before the next commit. The file is *ordered*
+    /// until [`Self::sync_ordered`] has synced it.
     pub fn order_before_commit(&self, ino: Ino) {
         *self.ordered.lock().entry(ino).or_default() += 1;
     }
@@ -376,8 +377,8 @@ impl Contents {
     }
 
     /// Checks that the volume's limit allows that many more bytes of records, and so many pages in
-    /// addition. The pages are for a file that is about to be written: the write itself would report
-    /// the full volume too late, since write(2) returns before its bytes have space.
+    /// addition. The pages are for a file that is about to be written: the write itself would
+    /// report the full volume too late, since write(2) returns before its bytes have space.
     ///
     /// # Errors
     /// [`ObjectError::Full`] if the volume's limit is reached; [`ObjectError::Meta`] if the ballast

@@ -6,9 +6,9 @@
 //! lost (`bilayer salvage`). A linked object has a random name.
 //!
 //! Invariants: an object's file is created once, and its crypto id is drawn with it. Open files are
-//! a bounded cache, however many files users have open. A commit may name a new object only
-//! after [`Objects::sync_names`]. An object that was written stays open until it is synced: the
-//! kernel reports a failed write to the descriptors that are open then, and may not report it to a
+//! a bounded cache, however many files users have open. A commit may name a new object only after
+//! [`Objects::sync_names`]. An object that was written stays open until it is synced: the kernel
+//! reports a failed write to the descriptors that are open then, and may not report it to a
 //! descriptor that is opened later for the sync. If all open objects wait for their sync, a thread
 //! that needs another one syncs some first ([`super::open_objects`]).
 
@@ -355,8 +355,8 @@ impl Objects {
         *self.first_folder.lock()
     }
 
-    /// Lists the folders of objects. Other programs may have created other names in `objects/`: names
-    /// in another form, and numbers that this program would never reach, are skipped.
+    /// Lists the folders of objects. Other programs may have created other names in `objects/`:
+    /// names in another form, and numbers that this program would never reach, are skipped.
     ///
     /// # Errors
     /// `objects/` cannot be listed.

@@ -191,8 +191,8 @@ impl OpenObjects {
         !object.is_unsynced() || writing.is_none_or(|meta| meta.check_writable().is_err())
     }
 
-    /// Makes sure that some object may be closed: syncs the least recently used one, or many at once
-    /// if that costs the same.
+    /// Makes sure that some object may be closed: syncs the least recently used one, or many at
+    /// once if that costs the same.
     pub(super) fn make_space(&self) {
         let at_once = self.store.sync_policy().is_at_once();
         // A thread that had to wait here benefits from the sync of another.
@@ -238,7 +238,7 @@ impl OpenObjects {
     }
 }
 
-/// True if nobody uses the object now.
+/// True if only the cache holds the object.
 fn is_idle(object: &Arc<ContentsFile>) -> bool {
     Arc::strong_count(object) == 1
 }

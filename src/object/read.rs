@@ -147,8 +147,8 @@ impl Contents {
             .map_err(|source| self.page_error(id.name, source))
     }
 
-    /// The next offset from `offset` on at which there is data, or a hole. The end of the file counts
-    /// as a hole. `None` if the file has no such offset.
+    /// The next offset from `offset` on at which there is data, or a hole. The end of the file
+    /// counts as a hole. `None` if the file has no such offset.
     ///
     /// # Errors
     /// The metadata cannot be read.
@@ -190,8 +190,8 @@ impl Contents {
     }
 
     /// If this chunk is a hole, the index of the next chunk that may hold something, or that after
-    /// the end of the file. Ranges without extents are skipped by the keys of the records, not chunk
-    /// by chunk.
+    /// the end of the file. Ranges without extents are skipped by the keys of the records, not
+    /// chunk by chunk.
     fn next_after_hole(&self, file: &File, index: ChunkIndex) -> Result<Option<u64>, ObjectError> {
         self.load_chunk(file, index)?;
         match file

@@ -1,8 +1,8 @@
 //! Reserving space (`fallocate(2)` without a hole).
 //!
-//! A reservation has two parts. Reserved pages count as used, so that nothing else takes them within
-//! the volume's limit. And the object that they would be written to has blocks for them, if the
-//! backing filesystem supports that. Reserved pages read as zeros until they are written.
+//! A reservation has two parts. Reserved pages count as used, so that nothing else takes them
+//! within the volume's limit. And the object that they would be written to has blocks for them, if
+//! the backing filesystem supports that. Reserved pages read as zeros until they are written.
 
 use std::ops::Range;
 
@@ -82,8 +82,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Adds the pages that one chunk needs. The chunk is not loaded into the state: the range may have more
-    /// chunks than should stay in memory.
+    /// Adds the pages that one chunk needs. The chunk is not loaded into the state: the range may
+    /// have more chunks than should stay in memory.
     fn add_missing(
         &self,
         file: &File,

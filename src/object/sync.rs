@@ -1,9 +1,9 @@
 //! Making contents durable, and recording that in the metadata.
 //!
-//! Order: mark the unsynced pages as covered by this sync (`Chunk::syncing`); fdatasync the objects;
-//! `sync_dir` new names; publish records that name the pages that are durable now. The caller
-//! commits those records. Pages that are removed meanwhile are unmarked too, so that no record names
-//! them again.
+//! Order: mark the unsynced pages as covered by this sync (`Chunk::syncing`); fdatasync the
+//! objects; `sync_dir` new names; publish records that name the pages that are durable now. The
+//! caller commits those records. Pages that are removed meanwhile are unmarked too, so that no
+//! record names them again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -59,9 +59,9 @@ impl Contents {
         Ok(())
     }
 
-    /// Makes everything written to any file durable and publishes it, under the exclusive permit. It
-    /// does not wait for other syncs that are under way: this sync covers the same pages, and the
-    /// others then have nothing left to publish.
+    /// Makes everything written to any file durable and publishes it, under the exclusive permit.
+    /// It does not wait for other syncs that are under way: this sync covers the same pages, and
+    /// the others then have nothing left to publish.
     ///
     /// # Errors
     /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
@@ -211,7 +211,8 @@ impl Contents {
         if let Err(error) = &result
             && !planted(Bug::FailedSyncForgotten)
         {
-            // The kernel does not report which pages it dropped, so no record may rely on any of them.
+            // The kernel does not report which pages it dropped, so no record may rely on any of
+            // them.
             self.meta
                 .latch(&format!("contents could not be made durable: {error}"));
         }
@@ -244,8 +245,8 @@ impl Contents {
                 mark_durable(chunk);
             }
         }
-        // A concurrent truncate has limited both sizes. If the file grew meanwhile, a larger size may
-        // have been published already.
+        // A concurrent truncate has limited both sizes. If the file grew meanwhile, a larger size
+        // may have been published already.
         let has_grown = state.syncing_size > state.durable_size;
         state.durable_size = state.durable_size.max(state.syncing_size);
         if !has_grown && !state.is_dirty() {

@@ -8,13 +8,13 @@
 //! was dropped is processed in two steps; a row of `trim` records the extent until both are done.
 //! 1. The pages that are hidden in a remaining version are removed from that version's lists, and
 //!    from those of the chunk in memory. Readers see the same bytes as before.
-//! 2. When that is durable, the pages that no version names are punched out of the objects, with the
-//!    gate held exclusively. So a committed record never names a page that is not on the disk,
+//! 2. When that is durable, the pages that no version names are punched out of the objects, with
+//!    the gate held exclusively. So a committed record never names a page that is not on the disk,
 //!    whenever the power fails. An object that has other links (from a copy or another volume) is
 //!    not changed.
 //!
-//! A part of which nothing is left is removed from a version only if no kept view sees that version:
-//! a copy of a view relies on the objects that the view's records name.
+//! A part of which nothing is left is removed from a version only if no kept view sees that
+//! version: a copy of a view relies on the objects that the view's records name.
 
 use std::collections::BTreeSet;
 
@@ -41,8 +41,8 @@ enum HiddenPages {
 }
 
 impl Contents {
-    /// Gives back pages of extents with a row in `trim`, until `enough` returns true. True if
-    /// some extents are left, for which the next commit or another call is needed.
+    /// Gives back pages of extents with a row in `trim`, until `enough` returns true. True if some
+    /// extents are left, for which the next commit or another call is needed.
     ///
     /// # Errors
     /// The metadata cannot be read. A failure for one extent is logged and does not stop the

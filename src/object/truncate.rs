@@ -177,8 +177,8 @@ impl Contents {
         Ok(self.meta.put_inode(batch, file.ino, &inode)?)
     }
 
-    /// Makes the range read as zeros. Whole pages are removed; in pages that the range covers only in
-    /// part, its bytes are overwritten. `space` determines what happens to the space.
+    /// Makes the range read as zeros. Whole pages are removed; in pages that the range covers only
+    /// in part, its bytes are overwritten. `space` determines what happens to the space.
     ///
     /// # Errors
     /// [`ObjectError::Removed`] if the file was removed meanwhile, or an error of reading and
@@ -369,7 +369,8 @@ impl Contents {
         Ok(punch)
     }
 
-    /// Removes whole chunks from `first` on, at most `limit` recorded ones. True if no chunk is left.
+    /// Removes whole chunks from `first` on, at most `limit` recorded ones. True if no chunk is
+    /// left.
     fn drop_chunks(
         &self,
         file: &File,
@@ -444,8 +445,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Removes everything that belongs to an inode without names, in batches of bounded size. Returns
-    /// false if something is left for another call.
+    /// Removes everything that belongs to an inode without names, in batches of bounded size.
+    /// Returns false if something is left for another call.
     ///
     /// # Errors
     /// The metadata cannot be read or changed.
@@ -496,8 +497,8 @@ fn truncate_inline(chunk: &mut Chunk, len: usize) {
     }
 }
 
-/// Zeroes inline bytes. A fallback stays as it is: it holds the contents from before the writes that
-/// moved the bytes into an object, and zeros in it could become durable before those writes.
+/// Zeroes inline bytes. A fallback stays as it is: it holds the contents from before the writes
+/// that moved the bytes into an object, and zeros in it could become durable before those writes.
 fn zero_inline(chunk: &mut Chunk, bytes: &Range<u64>) {
     if let Extent::Inline(inline) = &mut chunk.extent {
         let end = inline.len().min(bytes.end as usize);
