@@ -33,10 +33,10 @@ use crate::ids::CryptoId;
 use crate::sys::wipe::with_stack_wiped;
 
 /// The implementation of the inner layer in every build.
-pub const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
+pub(super) const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
 
 /// Bytes of derived key material: 64 XTS, 32 tag cipher, 16 POLYVAL.
-pub const KEY_BYTES: usize = 112;
+pub(super) const KEY_BYTES: usize = 112;
 
 /// The expanded inner-layer keys of one segment of one sealed file. Zeroised when dropped.
 pub struct CustomerKeys(Box<Expanded>);

@@ -234,7 +234,7 @@ impl Meta {
     }
 
     /// Number of the newest batch that is durable.
-    pub fn newest_durable_batch(&self) -> BatchNumber {
+    pub(super) fn newest_durable_batch(&self) -> BatchNumber {
         BatchNumber(self.durable.load(Ordering::Acquire))
     }
 

@@ -116,7 +116,7 @@ impl Committed {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn last_between(
+    pub(super) fn last_between(
         &self,
         table: Table,
         low: &[u8],

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 use crate::ids::{ChunkIndex, Generation, Ino, ViewId};
 
 /// Upper bound of name hashes; together with the largest offset they fit into 31 bits.
-pub const NAME_HASHES: u32 = (1 << 31) - 1024;
+const NAME_HASHES: u32 = (1 << 31) - 1024;
 /// The position of an entry is less than this after its name's hash.
 pub const PROBE_LIMIT: u32 = 64;
 
@@ -106,7 +106,7 @@ impl Table {
 pub type Row = (Vec<u8>, Vec<u8>);
 
 /// Bytes of the generation at the end of a versioned key.
-pub const GENERATION_BYTES: usize = 8;
+pub(super) const GENERATION_BYTES: usize = 8;
 
 /// Logical key of an inode.
 pub fn inode(ino: Ino) -> Vec<u8> {

@@ -346,7 +346,7 @@ impl Meta {
     ///
     /// # Errors
     /// [`MetaError::UsedUp`] if there are no more numbers.
-    pub fn allocate_garbage(&self) -> Result<u64, MetaError> {
+    fn allocate_garbage(&self) -> Result<u64, MetaError> {
         let counters = &mut self.state.write().counters;
         let number = counters.next_garbage;
         if number >= COUNT_MAX {

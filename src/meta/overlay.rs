@@ -11,7 +11,7 @@ use super::keys::{self, Table, VersionedKey};
 use crate::ids::Ino;
 
 /// One table's changes.
-pub type TableOverlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+pub(super) type TableOverlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// A change of one physical record.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Overlay {
     }
 
     /// One table's changes.
-    pub fn table(&self, table: Table) -> &TableOverlay {
+    pub(super) fn table(&self, table: Table) -> &TableOverlay {
         &self.tables[table.index()]
     }
 

@@ -18,7 +18,7 @@ use crate::planted::{Bug, planted};
 
 /// Pages to remove from an object's file once a batch is durable.
 #[derive(Debug)]
-pub struct DeferredPunch {
+pub(super) struct DeferredPunch {
     pub(super) ino: Ino,
     pub(super) index: ChunkIndex,
     pub(super) id: PartId,

@@ -43,7 +43,7 @@ use crate::sealed::{ContentsFile, LogOnce, SealedError};
 use crate::store::Store;
 
 pub(crate) use clone::visible_parts;
-pub use collect::DeferredPunch;
+use collect::DeferredPunch;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;

@@ -183,7 +183,7 @@ impl Objects {
         Ok(id)
     }
 
-    /// Gives an object a second name. The name is durable after [`Self::sync_names`].
+    /// Gives an object a second name. The name is durable after the next `sync_names`.
     ///
     /// # Errors
     /// The store refuses the link, or no folder number can be allocated.
@@ -243,7 +243,7 @@ impl Objects {
     ///
     /// # Errors
     /// A folder cannot be synced. All folders of this call are synced again by the next one.
-    pub fn sync_names(&self) -> Result<(), ObjectError> {
+    pub(super) fn sync_names(&self) -> Result<(), ObjectError> {
         // A concurrent caller must not return before this sync is complete.
         let _one = self.syncing.lock();
         let folders = std::mem::take(&mut *self.unsynced.lock());

@@ -2,7 +2,7 @@
 //!
 //! A page is a 64-byte header and its payload, sealed by both layers (byte layout in `page`).
 //! There are two geometries, because contents and metadata need opposite guarantees (offsets in
-//! [`geometry`]):
+//! `geometry`):
 //!
 //! | | contents ([`ContentsFile`]) | metadata ([`MetaFile`]) |
 //! |---|---|---|
@@ -20,15 +20,15 @@
 //! - a page that does not open, for whatever reason, is an error that names the page and the layer
 //!   that refused it, and no byte of it reaches the caller. A page of zeros does not open.
 
-pub mod contents;
-pub mod geometry;
+mod contents;
+mod geometry;
 mod keys;
 mod log_once;
-pub mod meta;
+mod meta;
 mod page;
 mod page_bits;
 mod page_copy;
-pub mod range_lock;
+mod range_lock;
 mod run;
 mod sealer;
 #[cfg(test)]

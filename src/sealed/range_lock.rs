@@ -18,7 +18,7 @@ use crate::ids::PageIndex;
 
 /// The locks of one file.
 #[derive(Debug, Default)]
-pub struct RangeLocks {
+pub(super) struct RangeLocks {
     state: Mutex<State>,
     released: Condvar,
 }
@@ -50,12 +50,12 @@ impl Request {
 
 impl RangeLocks {
     /// Locks the pages shared: waits for earlier exclusive requests that overlap.
-    pub fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
+    pub(super) fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.lock(pages, false)
     }
 
     /// Locks the pages exclusively: waits for all earlier requests that overlap.
-    pub fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
+    pub(super) fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.lock(pages, true)
     }
 

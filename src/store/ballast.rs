@@ -23,7 +23,7 @@ use super::{BallastKind, EntryInfo, EntryKind, OpenMode, Store, StoreFile, Store
 use crate::errno::Errno;
 
 /// File name in the volume's directory.
-pub const BALLAST_NAME: &str = "ballast";
+const BALLAST_NAME: &str = "ballast";
 /// Full size, except on small disks and for small volumes.
 const WHOLE_BYTES: u64 = 16 << 20;
 /// The ballast is at most one part in this many of the disk, and of a volume with a size limit.

@@ -42,7 +42,7 @@ pub(super) use write::Unfinished;
 pub use write::Written;
 
 /// Name of the directory.
-pub const CHECKPOINTS_NAME: &str = "checkpoints";
+const CHECKPOINTS_NAME: &str = "checkpoints";
 /// Number of finished checkpoints that are kept.
 const CHECKPOINTS_KEPT: usize = 2;
 /// Suffix of an unfinished checkpoint's name.
@@ -112,7 +112,7 @@ pub fn checkpoint_path(name: CryptoId) -> StorePath {
 ///
 /// # Errors
 /// When the store fails.
-pub fn create_directory(store: &dyn Store) -> io::Result<()> {
+fn create_directory(store: &dyn Store) -> io::Result<()> {
     match store.create_dir(&directory_path()) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result.and_then(|()| store.sync_dir(&StorePath::root())),
