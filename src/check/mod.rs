@@ -452,7 +452,7 @@ fn open_stored(
     };
     check_slots(&file, stored.counters().clean, &mut report);
     let cancelled = Arc::new(AtomicBool::new(progress.cancelled()));
-    match verify_database(file, CACHE_BYTES, cancelled) {
+    match verify_database(&file, CACHE_BYTES, cancelled) {
         Ok(true) => {}
         Ok(false) if !stored.counters().clean => {}
         Ok(false) => {

@@ -177,9 +177,9 @@ impl<'a> Repairer<'a> {
     }
 
     fn record_in_keystore(&self, clean: bool) -> Result<(), CheckError> {
-        let (newest, tags) = self.meta.file().durable();
+        let durable = self.meta.file().durable();
         self.volume
-            .remember(newest, tags, clean)
+            .remember(durable.sequence, durable.outer_tags, clean)
             .map_err(CheckError::NotRemembered)
     }
 
@@ -298,7 +298,7 @@ impl<'a> Repairer<'a> {
             RepairAction::RemoveAttributes { ino, seen_by } => {
                 self.remove_attributes(views, *ino, seen_by)?;
             }
-            RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, *ino, false),
+            RepairAction::ForgetOrphan(ino) => self.meta.remove_orphan(&mut batch, *ino),
             RepairAction::SetRow(table, key, value) => {
                 let value = value.clone();
                 self.meta.set_row(&mut batch, *table, key.clone(), value);

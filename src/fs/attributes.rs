@@ -72,7 +72,7 @@ impl Filesystem {
             // After "truncate, then write again", a power cut must not lose both the old and the
             // new contents.
             if !planted(Bug::TruncationUnordered) {
-                self.contents.order(node.ino());
+                self.contents.order_before_commit(node.ino());
             }
         }
         let resizes = size != file.size();

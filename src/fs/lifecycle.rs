@@ -26,7 +26,7 @@ use crate::object::Contents;
 use crate::planted::{Bug, planted};
 use crate::sealed::{MetaFile, PAGE_BYTES, SealedError};
 use crate::store::ballast::{Ballast, WithBallast};
-use crate::store::read_only::{ReadOnlyStore, Scratch};
+use crate::store::read_only::{ReadOnlyStore, ScratchFile};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
@@ -126,7 +126,7 @@ impl Filesystem {
         // The error names what cannot be opened.
         let mut file = file.map_err(SealedError::from)?;
         if options.read_only {
-            file = Arc::new(Scratch::over(file)?);
+            file = Arc::new(ScratchFile::over(file)?);
         }
         let set = metadata_set(&volume, &*file);
         let ballast = Arc::new(Ballast::of(Arc::clone(&store)));
@@ -153,7 +153,7 @@ impl Filesystem {
             ballast.limit(limit_bytes);
         }
         if !options.read_only {
-            meta.keep_ballast(Arc::clone(&ballast));
+            meta.set_ballast(Arc::clone(&ballast));
         }
         let keys = Arc::clone(&volume.keys);
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
@@ -209,7 +209,7 @@ impl Filesystem {
         let file = store.open(&StorePath::new(META_NAME), OpenMode::Read)?;
         // Writes of the database when it opens stay in memory: an attempt that fails must not make
         // the old metadata look newer than it is.
-        let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
+        let file: Arc<dyn StoreFile> = Arc::new(ScratchFile::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
         match volume.check_rollback(&slots) {
@@ -270,7 +270,7 @@ impl Filesystem {
                 self.remove_inode(Ino(ino))?;
             } else {
                 let mut batch = Batch::new();
-                self.meta.put_orphan(&mut batch, Ino(ino), false);
+                self.meta.remove_orphan(&mut batch, Ino(ino));
                 self.meta.apply(batch)?;
             }
         }
@@ -339,7 +339,7 @@ impl Filesystem {
 
     fn close_clean(&self) -> Result<(), FsError> {
         self.meta.release();
-        self.meta.expect_end();
+        self.meta.expect_unmount();
         // The kernel does not send its last forgets at an unmount, so unlinked files are removed
         // now.
         for (key, _) in self.meta.rows(Table::Orphan)? {

@@ -199,9 +199,9 @@ impl Filesystem {
         )?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         batch.inodes += 1;
-        let will_be_written = new.kind == FileKind::Regular;
+        let pages = i64::from(new.kind == FileKind::Regular);
         self.contents
-            .check_space_for_records(batch.record_bytes(), will_be_written)?;
+            .check_space_for_records(batch.record_bytes(), pages)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
@@ -272,7 +272,7 @@ impl Filesystem {
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         self.contents
-            .check_space_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), 0)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
@@ -416,7 +416,7 @@ impl Filesystem {
         record.ctime = now;
         self.meta.put_inode(batch, entry.ino, &record)?;
         if last {
-            self.meta.put_orphan(batch, entry.ino, true);
+            self.meta.put_orphan(batch, entry.ino);
         }
         Ok(last.then_some(entry.ino))
     }

@@ -90,7 +90,7 @@ impl Filesystem {
         if replaced.is_some() {
             // Contents must be durable before the commit that moves the file over another one.
             if !planted(Bug::RenameUnordered) {
-                self.contents.order(moved.ino);
+                self.contents.order_before_commit(moved.ino);
             }
             self.wake_background();
         }

@@ -39,7 +39,7 @@ impl Filesystem {
                 return Ok(at);
             }
             let next = block + BLOCK_BYTES;
-            let candidate = self.contents.seek(&file, next, hole)?;
+            let candidate = self.contents.seek(&file, next, whence)?;
             at = candidate.map_or(size, |at| (at - at % BLOCK_BYTES).max(next));
         }
         if hole { Ok(size) } else { Err(Errno::ENXIO) }
@@ -48,14 +48,14 @@ impl Filesystem {
     /// True for a block without data, or with some data that is all zero.
     fn is_hole(&self, file: &File, block: u64) -> Result<bool, Errno> {
         let end = (block + BLOCK_BYTES).min(file.size());
-        let contains_none = |hole| match self.contents.seek(file, block, hole) {
+        let contains_none = |whence| match self.contents.seek(file, block, whence) {
             Ok(next) => Ok(next.is_none_or(|next| next >= end)),
             Err(error) => Err(Errno::from(error)),
         };
-        if contains_none(true)? {
+        if contains_none(SeekWhence::Hole)? {
             return Ok(false);
         }
-        if contains_none(false)? {
+        if contains_none(SeekWhence::Data)? {
             return Ok(true);
         }
         self.is_zero(file, block)

@@ -6,7 +6,7 @@ use super::{Filesystem, FsError};
 use crate::ids::Sequence;
 use crate::meta::Meta;
 use crate::sealed::MetaFile;
-use crate::store::read_only::Scratch;
+use crate::store::read_only::ScratchFile;
 use crate::store::{OpenMode, StoreFile, StorePath};
 use crate::volume::{META_NAME, Volume};
 
@@ -21,7 +21,7 @@ impl Filesystem {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::Read)?;
         // Writes of the database when it opens stay in memory: an attempt that fails changes nothing.
-        let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
+        let file: Arc<dyn StoreFile> = Arc::new(ScratchFile::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let meta = Meta::open(file, meta_cache_bytes)?;
         let first = Sequence(meta.sequence().0.saturating_add(1));

@@ -3,6 +3,7 @@
 use crate::ids::{Ino, ViewId};
 use crate::meta::records::ViewKind;
 pub use crate::meta::records::{FileKind, Timespec};
+pub use crate::object::SeekWhence;
 
 /// Block size in bytes: the unit of free space, of data and holes, and the preferred one of I/O.
 pub const BLOCK_BYTES: u32 = 4096;
@@ -267,15 +268,6 @@ pub enum Fallocate {
         /// Leave the length as it is.
         keep_size: bool,
     },
-}
-
-/// The `whence` values of `lseek` that a filesystem handles.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SeekWhence {
-    /// `SEEK_DATA`.
-    Data,
-    /// `SEEK_HOLE`.
-    Hole,
 }
 
 /// `setxattr` flags.

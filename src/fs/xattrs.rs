@@ -94,7 +94,7 @@ impl Filesystem {
             }
         })?;
         self.contents
-            .check_space_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), 0)?;
         self.meta.apply(batch)?;
         Ok(())
     }

@@ -38,7 +38,7 @@ mod views;
 mod workers;
 mod write_refusals;
 
-pub use mountpoint::unmount;
+pub(crate) use mountpoint::unmount;
 
 use adapter::Adapter;
 use capabilities::AdapterOptions;

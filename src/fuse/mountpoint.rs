@@ -242,7 +242,7 @@ impl Mounted {
 ///
 /// # Errors
 /// The mount is in use, another one is mounted over it, or the kernel or fusermount3 refuses.
-pub fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
+pub(crate) fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
     let (Some(parent), Some(name)) = (mount.dir.parent(), mount.dir.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };

@@ -7,11 +7,11 @@ use crate::sys::mountinfo::{MountInfo, device_name};
 
 /// Filesystem type of this filesystem's mounts. Their source is the path that the volume's
 /// directory had when it was mounted.
-pub const FILESYSTEM_TYPE: &str = "fuse.bilayer";
+pub(crate) const FILESYSTEM_TYPE: &str = "fuse.bilayer";
 
 impl MountInfo {
     /// True for mounts of this filesystem type.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.filesystem == FILESYSTEM_TYPE
     }
 
@@ -20,7 +20,7 @@ impl MountInfo {
     ///
     /// # Errors
     /// The mount table cannot be read.
-    pub fn on_device(device: u64) -> io::Result<Vec<Self>> {
+    pub(crate) fn on_device(device: u64) -> io::Result<Vec<Self>> {
         let name = device_name(device);
         let mut mounts = Self::all()?;
         mounts.retain(|mount| mount.is_ours() && mount.device == name);
@@ -28,7 +28,7 @@ impl MountInfo {
     }
 
     /// The user who made a FUSE mount. The kernel reports it, so no user can claim to be another.
-    pub fn owner(&self) -> Option<u32> {
+    pub(crate) fn owner(&self) -> Option<u32> {
         self.super_options
             .split(',')
             .find_map(|option| option.strip_prefix("user_id="))?
@@ -43,7 +43,7 @@ impl MountInfo {
 ///
 /// # Errors
 /// The mount table cannot be read.
-pub fn with_source(users: &[u32], matches: impl Fn(&Path) -> bool) -> io::Result<Vec<MountInfo>> {
+pub(crate) fn with_source(users: &[u32], matches: impl Fn(&Path) -> bool) -> io::Result<Vec<MountInfo>> {
     let mut mounts = MountInfo::all()?;
     mounts.retain(|mount| {
         mount.is_ours()

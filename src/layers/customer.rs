@@ -11,9 +11,9 @@
 //! Unlike AES-GCM-SIV, this adds no nonce and masks no bit: the whole 128-bit hash is the cipher's
 //! input.
 //!
-//! This is a keyed universal hash under a pseudorandom permutation, so it needs no nonce. Equal
-//! messages have equal tags (the outer layer hides that), and a forgery requires guessing 128 bits
-//! or a collision of POLYVAL, whose probability for pages is at most 260 / 2^128 per pair.
+//! The tag is a keyed universal hash under a pseudorandom permutation, so it needs no nonce. Equal
+//! messages have equal tags (the outer layer hides that). A forgery requires guessing 128 bits or a
+//! collision of POLYVAL, whose probability for pages is at most 260 / 2^128 per pair.
 //!
 //! The tag is verified, in constant time, before anything is decrypted.
 
@@ -33,10 +33,10 @@ use crate::ids::CryptoId;
 use crate::sys::wipe::with_stack_wiped;
 
 /// The implementation of the inner layer in every build.
-pub const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
+pub(super) const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
 
 /// Bytes of derived key material: 64 XTS, 32 tag cipher, 16 POLYVAL.
-pub const KEY_BYTES: usize = 112;
+pub(super) const KEY_BYTES: usize = 112;
 
 /// The expanded inner-layer keys of one segment of one sealed file. Zeroised when dropped.
 pub struct CustomerKeys(Box<Expanded>);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn tag_is_the_documented_formula() {
+    fn the_tag_is_that_of_the_documented_formula() {
         let material: [u8; KEY_BYTES] = std::array::from_fn(|i| i as u8 * 2 + 1);
         let (aad, ciphertext) = ([9u8; 20], [[4u8; 16], [6; 16]]);
         // The formula, written out with a message built by hand.
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_what_it_sealed_and_nothing_else() {
+    fn only_the_sealed_bytes_open() {
         let plain: [Block; 5] = std::array::from_fn(|i| [i as u8; 16]);
         let mut sealed = plain;
         let tag = keys().seal(7, b"aad", sealed.as_mut_slice().into());

@@ -105,20 +105,18 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// A ring of the given sets. Epochs are distinct; should two be equal, the first one counts,
-    /// and the active set before all others.
+    /// A ring of the given sets. Their epochs are distinct. If two were equal, [`Self::get`] would
+    /// return the active set, or else the first one.
     pub fn new(active: KeySet, read_only: Vec<KeySet>) -> Self {
-        let active = Arc::new(active);
-        let mut sets = vec![Arc::clone(&active)];
-        sets.extend(read_only.into_iter().map(Arc::new));
-        Self { sets, active }
+        let read_only: Vec<_> = read_only.into_iter().map(Arc::new).collect();
+        Self::inheriting(active, &read_only)
     }
 
-    /// A ring of a fresh active set and sets that another volume holds too.
-    pub fn inheriting(active: KeySet, inherited: &[Arc<KeySet>]) -> Self {
+    /// A ring of a fresh active set and read-only sets that another volume holds too.
+    pub fn inheriting(active: KeySet, read_only: &[Arc<KeySet>]) -> Self {
         let active = Arc::new(active);
         let mut sets = vec![Arc::clone(&active)];
-        sets.extend(inherited.iter().map(Arc::clone));
+        sets.extend_from_slice(read_only);
         Self { sets, active }
     }
 
@@ -156,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn ring_finds_sets_by_epoch_and_prefers_the_active_one() {
+    fn a_ring_returns_sets_by_epoch_and_prefers_the_active_one() {
         let active = KeySet::random(Epoch(2)).expect("random");
         let id = active.id;
         let ring = KeyRing::new(

@@ -1,4 +1,4 @@
-//! Defines what every derived key is derived from.
+//! Defines the input from which every key is derived.
 //!
 //! HKDF-SHA-256 (RFC 5869), no salt (that is, 32 zero bytes), input keying material the DEK, and
 //! an `info` of exactly 68 bytes, numbers little-endian:
@@ -28,13 +28,13 @@
 //! | `bilayer export` | 3 | the two above | export id, 1 or 2 | 32 bytes: MAC key |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
 //!
-//! - The four keys of a page, in their order: 32 bytes XTS data key, 32 bytes XTS tweak key, 32
+//! - The four keys of a page are, in this order: 32 bytes XTS data key, 32 bytes XTS tweak key, 32
 //!   bytes AES-256 key of the tag, 16 bytes POLYVAL key.
-//! - All of layer 3 have key-set id and epoch zero. The MACs are HMAC-SHA-256.
+//! - For layer 3, key-set id and epoch are zero. The MACs are HMAC-SHA-256.
 //! - `bilayer header`, 3: the input is the two above of every key set of the superblock, in its
 //!   order.
 //! - `bilayer succeed`, 3: see [`succession`](super::succession).
-//! - `bilayer export`, 3: 1 is the key of the stream's header, 2 that of its end.
+//! - `bilayer export`, 3: segment 1 is the key of the stream's header, 2 that of its end.
 //!
 //! The segment of a page is its index divided by [`SEGMENT_PAGES`]. So a key is used for at most
 //! 2048 page positions, and random 96-bit nonces stay far from their birthday bound.
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn info_is_bound_to_every_field_and_has_the_documented_layout() {
+    fn info_has_the_documented_layout() {
         let context = Context {
             purpose: Purpose::Page,
             origin: Origin::Infrastructure,

@@ -1,26 +1,23 @@
 //! Keys that authenticate the stream of an exported image.
 //!
-//! Both keys are derived from both DEKs of the key set that the stream is sealed under. The
-//! implementation of each layer derives from that layer's DEK, and one more HKDF joins the results
-//! (see the table in [`derivation`](super::derivation)). So a holder of only one layer's key can
-//! neither make nor change a stream.
+//! Both keys are derived from both DEKs of the key set that the stream is sealed under (see the
+//! table in [`derivation`](super::derivation)). So a holder of only one layer's key can neither
+//! make nor change a stream.
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::dek::KeySet;
-use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
-use super::infrastructure;
-use crate::ids::{CryptoId, Epoch, ExportId, KeySetId};
-use crate::sys::wipe::with_stack_wiped;
+use super::derivation::{DerivationError, Purpose, Segment};
+use super::joint::{JointInput, hmac_sha256};
+use crate::ids::{CryptoId, ExportId};
 
 /// Bytes of a MAC.
 pub const MAC_BYTES: usize = 32;
 
-const OF_HEADER: Segment = Segment(1);
-const OF_END: Segment = Segment(2);
+/// Numbers of the two keys.
+const HEADER_KEY: Segment = Segment(1);
+const END_KEY: Segment = Segment(2);
 
 /// Authenticates one stream.
 pub struct ExportKeys {
@@ -41,23 +38,10 @@ impl ExportKeys {
     /// # Errors
     /// When the keys cannot be derived.
     pub fn derive(export: ExportId, set: &KeySet) -> Result<Self, DerivationError> {
-        let mut joined = Zeroizing::new(vec![0; 64]);
-        let (customer, machine) = joined.split_at_mut(32);
-        let info = |origin| context(export, origin, set.id, set.epoch, Segment(0)).info();
-        hkdf_sha256(set.customer.expose(), &info(Origin::Customer), customer)?;
-        infrastructure::hkdf_sha256(
-            set.infrastructure.expose(),
-            &info(Origin::Infrastructure),
-            machine,
-        )?;
-        let of = |segment| {
-            let info = context(export, Origin::Both, KeySetId([0; 16]), Epoch(0), segment);
-            let mut key = Zeroizing::new(vec![0; 32]);
-            hkdf_sha256(&joined, &info.info(), &mut key).map(|()| key)
-        };
+        let input = JointInput::derive(&[set], Purpose::Export, CryptoId(export.0))?;
         Ok(Self {
-            header: of(OF_HEADER)?,
-            end: of(OF_END)?,
+            header: input.key(HEADER_KEY)?,
+            end: input.key(END_KEY)?,
         })
     }
 
@@ -66,7 +50,7 @@ impl ExportKeys {
     /// # Errors
     /// [`DerivationError`], which should never occur.
     pub fn header_mac(&self, bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
-        mac(&self.header, bytes)
+        hmac_sha256(&self.header, bytes)
     }
 
     /// HMAC-SHA-256 of the digest of everything before the end mark.
@@ -74,7 +58,7 @@ impl ExportKeys {
     /// # Errors
     /// [`DerivationError`], which should never occur.
     pub fn end_mac(&self, digest: &[u8; 32]) -> Result<[u8; MAC_BYTES], DerivationError> {
-        mac(&self.end, digest)
+        hmac_sha256(&self.end, digest)
     }
 
     /// True if `mac` is the header's; compared in constant time.
@@ -90,48 +74,23 @@ impl ExportKeys {
     }
 }
 
-fn mac(key: &[u8], bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
-    with_stack_wiped(|| {
-        let mut mac =
-            <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(|_| DerivationError::Refused)?;
-        mac.update(bytes);
-        Ok(mac.finalize().into_bytes().into())
-    })
-}
-
-fn context(
-    export: ExportId,
-    origin: Origin,
-    key_set: KeySetId,
-    epoch: Epoch,
-    segment: Segment,
-) -> Context {
-    Context {
-        purpose: Purpose::Export,
-        origin,
-        key_set,
-        epoch,
-        crypto: CryptoId(export.0),
-        segment,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Epoch, KeySetId};
     use crate::layers::dek::{CustomerDek, InfrastructureDek};
 
-    fn set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
+    fn set(customer: u8, infrastructure: u8, id: u8, epoch: u32) -> KeySet {
         KeySet {
             id: KeySetId([id; 16]),
             epoch: Epoch(epoch),
             customer: CustomerDek::from_bytes(&[customer; 64]).expect("memory"),
-            infrastructure: InfrastructureDek::from_bytes(&[machine; 32]).expect("memory"),
+            infrastructure: InfrastructureDek::from_bytes(&[infrastructure; 32]).expect("memory"),
         }
     }
 
     #[test]
-    fn both_keys_of_the_set_and_the_export_count() {
+    fn macs_depend_on_both_keys_of_the_set_and_on_the_export() {
         let export = ExportId([7; 16]);
         let keys = ExportKeys::derive(export, &set(1, 2, 3, 4)).expect("keys");
         let mac = keys.header_mac(b"header").expect("mac");

@@ -1,21 +1,16 @@
 //! The superblock's MAC, and the fingerprint that pins the customer's key.
 //!
-//! The MAC is HMAC-SHA-256 (RFC 2104) under a key that needs both DEKs of *every* key set that the
-//! superblock lists. The implementation of each layer derives from that layer's DEKs, and one more
-//! HKDF joins all results (see the table in [`derivation`](super::derivation)). Somebody who lacks
-//! one DEK of one set can neither make nor verify a superblock that lists it. So nobody can add an
-//! active set of their own to sets of which they have only the wraps.
+//! The MAC is HMAC-SHA-256 under a key that needs both DEKs of *every* key set that the superblock
+//! lists (see the table in [`derivation`](super::derivation)). Somebody who lacks one DEK of one
+//! set can neither make nor verify a superblock that lists it. So nobody can add an active set of
+//! their own to sets of which they have only the wraps.
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
 
 use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
-use super::infrastructure;
-use crate::ids::{CryptoId, Epoch, KeySetId};
-use crate::sys::wipe::with_stack_wiped;
+use super::joint::{JointInput, hmac_sha256};
+use crate::ids::{CryptoId, Epoch};
 
 /// HMAC-SHA-256 of `bytes` under the key derived from both DEKs of all sets, in the order in which
 /// the superblock lists them.
@@ -23,13 +18,8 @@ use crate::sys::wipe::with_stack_wiped;
 /// # Errors
 /// When the keys cannot be derived.
 pub fn header_mac(sets: &[&KeySet], bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
-    with_stack_wiped(|| {
-        let key = joint_key(sets, Purpose::Header)?;
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
-            .map_err(|_| DerivationError::Refused)?;
-        mac.update(bytes);
-        Ok(mac.finalize().into_bytes().into())
-    })
+    let input = JointInput::derive(sets, Purpose::Header, CryptoId([0; 16]))?;
+    hmac_sha256(&input.key(Segment(0))?, bytes)
 }
 
 /// True if `mac` is the [`header_mac`] of `bytes`; compared in constant time. False too if the keys
@@ -47,78 +37,35 @@ pub fn fingerprint(set: &KeySet) -> Result<String, DerivationError> {
     let mut print = [0; 16];
     let context = Context {
         purpose: Purpose::Fingerprint,
+        origin: Origin::Customer,
+        key_set: set.id,
         // The number of a set differs between volumes, but its fingerprint must not.
         epoch: Epoch(0),
-        ..header_context(set, Origin::Customer)
+        crypto: CryptoId([0; 16]),
+        segment: Segment(0),
     };
     hkdf_sha256(set.customer.expose(), &context.info(), &mut print)?;
     let groups: Vec<String> = print.chunks(2).map(hex::encode).collect();
     Ok(groups.join("-"))
 }
 
-/// A key of 32 bytes that depends on both DEKs of all these sets.
-pub(super) fn joint_key(
-    sets: &[&KeySet],
-    purpose: Purpose,
-) -> Result<Zeroizing<Vec<u8>>, DerivationError> {
-    // Allocated at full size: a growing buffer leaves copies behind.
-    let mut joined = Zeroizing::new(vec![0; sets.len() * 64]);
-    for (set, both) in sets.iter().zip(joined.chunks_exact_mut(64)) {
-        let (customer, machine) = both.split_at_mut(32);
-        let info = |origin| {
-            let context = Context {
-                purpose,
-                ..header_context(set, origin)
-            };
-            context.info()
-        };
-        hkdf_sha256(set.customer.expose(), &info(Origin::Customer), customer)?;
-        infrastructure::hkdf_sha256(
-            set.infrastructure.expose(),
-            &info(Origin::Infrastructure),
-            machine,
-        )?;
-    }
-    let joint = Context {
-        purpose,
-        origin: Origin::Both,
-        key_set: KeySetId([0; 16]),
-        epoch: Epoch(0),
-        crypto: CryptoId([0; 16]),
-        segment: Segment(0),
-    };
-    let mut key = Zeroizing::new(vec![0; 32]);
-    hkdf_sha256(&joined, &joint.info(), key.as_mut_slice())?;
-    Ok(key)
-}
-
-fn header_context(set: &KeySet, origin: Origin) -> Context {
-    Context {
-        purpose: Purpose::Header,
-        origin,
-        key_set: set.id,
-        epoch: set.epoch,
-        crypto: CryptoId([0; 16]),
-        segment: Segment(0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::KeySetId;
     use crate::layers::dek::{CustomerDek, InfrastructureDek};
 
-    fn set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
+    fn set(customer: u8, infrastructure: u8, id: u8, epoch: u32) -> KeySet {
         KeySet {
             id: KeySetId([id; 16]),
             epoch: Epoch(epoch),
             customer: CustomerDek::from_bytes(&[customer; 64]).unwrap(),
-            infrastructure: InfrastructureDek::from_bytes(&[machine; 32]).unwrap(),
+            infrastructure: InfrastructureDek::from_bytes(&[infrastructure; 32]).unwrap(),
         }
     }
 
     #[test]
-    fn mac_needs_both_keys_the_set_and_the_bytes() {
+    fn the_mac_depends_on_both_keys_the_set_and_the_bytes() {
         let own = set(1, 2, 3, 4);
         let mac = header_mac(&[&own], b"header").expect("mac");
         assert!(verify_header_mac(&[&own], b"header", &mac));
@@ -139,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn mac_needs_every_set_in_its_order() {
+    fn the_mac_depends_on_every_set_and_their_order() {
         let (one, two, other) = (set(1, 2, 3, 4), set(5, 6, 7, 8), set(5, 9, 7, 8));
         let mac = header_mac(&[&one, &two], b"header").expect("mac");
         assert!(verify_header_mac(&[&one, &two], b"header", &mac));
@@ -156,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprint_follows_the_customer_key_alone() {
+    fn the_fingerprint_depends_on_the_customer_key_and_the_id_alone() {
         let print = fingerprint(&set(1, 2, 3, 4)).expect("print");
         assert_eq!(print.len(), 39);
         assert_eq!(print, fingerprint(&set(1, 8, 3, 9)).expect("print"));

@@ -9,10 +9,11 @@
 //! whatever breaks one layer leaves contents secret and unforgeable under the other.
 //!
 //! Where to look: [`dek`] holds the keys, [`derivation`] defines what every derived key is derived
-//! from (with the byte table), [`xts`] and [`customer`] are the inner layer, [`infrastructure`] is
-//! the outer one, [`header`] authenticates the superblock, [`succession`] a key set that follows
-//! another, [`export`] the stream of an image, and [`self_test`](mod@self_test) compares everything
-//! with published results and with a second implementation.
+//! from (with the byte table), [`xts`] and [`customer`] are the inner layer, and [`infrastructure`]
+//! is the outer one. [`header`] authenticates the superblock, [`succession`] a key set that follows
+//! another, and [`export`] the stream of an image, all with keys of `joint`.
+//! [`self_test`](mod@self_test) compares everything with published results and with a second
+//! implementation.
 //!
 //! Invariants: a derived key serves one purpose, one layer, one key set, one crypto id and one
 //! segment. Keys are expanded once and stored on the heap, so that a move leaves no copy, and they
@@ -27,6 +28,7 @@ pub mod derivation;
 pub mod export;
 pub mod header;
 pub mod infrastructure;
+mod joint;
 pub mod self_test;
 pub mod succession;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The start-up self-test: compares results with published answers and between two implementations.
 //!
-//! It takes well under a millisecond. A machine, compiler or library that deviates from the
-//! standards must not write a byte.
+//! It takes well under a millisecond. On a machine, or with a compiler or library, that deviates
+//! from the standards, no byte must be written.
 //!
 //! It checks AES-256-XTS against IEEE 1619-2007 vector 10 and against `xts-mode`; POLYVAL against
 //! RFC 8452 appendix A; AES-256 against FIPS 197 C.3; ChaCha20-Poly1305 against RFC 8439 2.8.2 with

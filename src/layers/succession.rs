@@ -1,9 +1,11 @@
 //! Authenticates the successor of a key set: the *verification key*, derived from both DEKs of the
 //! set (see the table in [`derivation`](super::derivation)), and the MACs made with it.
 //!
-//! A verification key opens nothing and wraps nothing. Somebody who remembers that of a volume's
-//! active set, as the platform keystore's record does, can tell a set that its holder named as the
-//! successor from a foreign one, long after the DEKs are gone.
+//! A verification key opens nothing and wraps nothing. The platform keystore's record contains that
+//! of a volume's active set. With it, a successor that the holder of that set named can be told
+//! from a foreign set, long after the DEKs are gone.
+//!
+//! The verification key of the previous set authenticates this message by HMAC-SHA-256:
 //!
 //! ```text
 //! 0       24       40           56          60                  76
@@ -12,21 +14,19 @@
 //! 76      84          100         104                 120
 //! | commit | set after | its epoch | incarnation after | SHA-256(label ‖ its verification key) |
 //! ```
-//! is what the verification key of the previous set authenticates by HMAC-SHA-256; numbers are
-//! little-endian. The last field binds the next set to its DEKs, since its id alone is no secret.
+//! Numbers are little-endian. The last field binds the next set to its DEKs, since its id alone is
+//! no secret.
 
 use std::fmt;
 
-use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::dek::KeySet;
-use super::derivation::{DerivationError, Purpose};
-use super::header::joint_key;
-use crate::ids::{Epoch, IncarnationId, KeySetId, Sequence, VolumeId};
-use crate::sys::wipe::with_stack_wiped;
+use super::derivation::{DerivationError, Purpose, Segment};
+use super::joint::{JointInput, hmac_sha256};
+use crate::ids::{CryptoId, Epoch, IncarnationId, KeySetId, Sequence, VolumeId};
 
 /// First bytes of the authenticated message.
 const LABEL: &[u8; 24] = b"bilayer succession 1\0\0\0\0";
@@ -46,15 +46,16 @@ impl VerificationKey {
     /// # Errors
     /// When the key derivation fails.
     pub fn of(set: &KeySet) -> Result<Self, DerivationError> {
-        joint_key(&[set], Purpose::Succession).map(Self)
+        let input = JointInput::derive(&[set], Purpose::Succession, CryptoId([0; 16]))?;
+        input.key(Segment(0)).map(Self)
     }
 
-    /// Restores a remembered key.
+    /// Restores a stored key.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
         Self(Zeroizing::new(bytes.to_vec()))
     }
 
-    /// The key's bytes, for remembering it.
+    /// The key's bytes, to be stored.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -92,7 +93,7 @@ pub struct Succession {
     pub volume: VolumeId,
     /// The previous active set.
     pub before: ActiveSet,
-    /// The newest commit of the state that the next set carries on.
+    /// The newest commit of the state from which the volume continues under the next set.
     pub commit: Sequence,
     /// The next active set.
     pub after: ActiveSet,
@@ -108,16 +109,11 @@ impl Succession {
         before: &VerificationKey,
         after: &VerificationKey,
     ) -> Result<[u8; 32], DerivationError> {
-        with_stack_wiped(|| {
-            let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(before.expose())
-                .map_err(|_| DerivationError::Refused)?;
-            hmac.update(&self.message(after));
-            Ok(hmac.finalize().into_bytes().into())
-        })
+        hmac_sha256(before.expose(), &self.message(after))
     }
 
-    /// True if `mac` is the MAC of this statement; compared in constant time.
-    pub fn is_stated_in(
+    /// True if `mac` is the MAC of this statement under these keys; compared in constant time.
+    pub fn verify_mac(
         &self,
         before: &VerificationKey,
         after: &VerificationKey,
@@ -175,10 +171,10 @@ mod tests {
         let stated = succession();
         let mac = stated.mac(&before, &after).expect("mac");
         assert_eq!(stated.message(&after).len(), MESSAGE_BYTES);
-        assert!(stated.is_stated_in(&before, &after, &mac));
+        assert!(stated.verify_mac(&before, &after, &mac));
         // Another set under the same id and number.
-        assert!(!stated.is_stated_in(&before, &key_of(2), &mac));
-        assert!(!stated.is_stated_in(&key_of(1), &after, &mac));
+        assert!(!stated.verify_mac(&before, &key_of(2), &mac));
+        assert!(!stated.verify_mac(&key_of(1), &after, &mac));
         let mut others = [stated; 8];
         others[0].volume.0[0] ^= 1;
         others[1].before.key_set.0[15] ^= 1;
@@ -189,7 +185,7 @@ mod tests {
         others[6].after.epoch.0 += 1;
         others[7].after.incarnation.0[15] ^= 1;
         for other in others {
-            assert!(!other.is_stated_in(&before, &after, &mac), "{other:?}");
+            assert!(!other.verify_mac(&before, &after, &mac), "{other:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! How much of the volume's space limit the records of the live view use.
+//! The share of the volume's space limit that the records of the live view use.
 //!
 //! The pages of a file are counted one by one. Everything else is in records: its inode, its names,
 //! its extended attributes, the target of a symbolic link, and inline contents. Each such record is
@@ -17,7 +17,7 @@ const ROW_BYTES: u64 = 64;
 
 /// The charge for a record with this value, which is a version of `logical`.
 pub fn record_bytes(table: Table, logical: &[u8], value: &[u8]) -> u64 {
-    let counts = match table {
+    let is_charged = match table {
         _ if value == TOMBSTONE => false,
         Table::Inode => keys::ino_of(logical) != Some(Ino::ROOT),
         Table::Dirent | Table::Xattr => true,
@@ -28,7 +28,7 @@ pub fn record_bytes(table: Table, logical: &[u8], value: &[u8]) -> u64 {
         Table::Inode => charged_bytes(value),
         _ => value.len(),
     };
-    match counts {
+    match is_charged {
         true => ROW_BYTES + (logical.len() + value_bytes) as u64,
         false => 0,
     }

@@ -20,7 +20,7 @@ use crate::store::{BallastKind, os_error};
 pub struct BatchNumber(pub u64);
 
 impl State {
-    fn set_clean_flag(&mut self, clean: bool) {
+    fn change_clean_mark(&mut self, clean: bool) {
         if self.counters.clean != clean {
             self.counters.clean = clean;
             self.applied += 1;
@@ -88,17 +88,17 @@ impl Meta {
         let stored = stored.iter().map(|(key, _)| key.as_slice());
         // Positions that the batch removes stay occupied until the batch is applied.
         for key in batch.names_in(parent).chain(stored) {
-            let Some((position, found)) = keys::dirent_parts(key) else {
+            let Some((position, stored)) = keys::dirent_parts(key) else {
                 return Err(MetaError::Corrupt("dirent"));
             };
             let offset = position.checked_sub(hash);
-            let Some(place) = offset.and_then(|offset| taken.get_mut(offset as usize)) else {
+            let Some(is_taken) = offset.and_then(|offset| taken.get_mut(offset as usize)) else {
                 continue;
             };
-            if found == name {
+            if stored == name {
                 return Ok(Some(key.to_vec()));
             }
-            *place = true;
+            *is_taken = true;
         }
         let free = taken.iter().position(|taken| !taken);
         Ok(free.map(|offset| keys::dirent(parent, hash + offset as u32, name)))
@@ -162,9 +162,14 @@ impl Meta {
         )
     }
 
-    /// Marks an inode as unlinked but still in use, or removes that mark.
-    pub fn put_orphan(&self, batch: &mut Batch, ino: Ino, orphan: bool) {
-        batch.change(Table::Orphan, keys::number(ino.0), orphan.then(|| vec![1]));
+    /// Marks an inode as unlinked but still in use.
+    pub fn put_orphan(&self, batch: &mut Batch, ino: Ino) {
+        batch.change(Table::Orphan, keys::number(ino.0), Some(vec![1]));
+    }
+
+    /// Removes the mark that [`Self::put_orphan`] sets.
+    pub fn remove_orphan(&self, batch: &mut Batch, ino: Ino) {
+        batch.change(Table::Orphan, keys::number(ino.0), None);
     }
 
     /// Queues an object's name to be unlinked once the batch is durable.
@@ -229,7 +234,7 @@ impl Meta {
     }
 
     /// Number of the newest batch that is durable.
-    pub fn newest_durable_batch(&self) -> BatchNumber {
+    pub(super) fn newest_durable_batch(&self) -> BatchNumber {
         BatchNumber(self.durable.load(Ordering::Acquire))
     }
 
@@ -243,25 +248,26 @@ impl Meta {
         self.state.read().pending.bytes()
     }
 
-    /// Marks the volume clean and refuses every later change, atomically: the next commit says that
-    /// the volume is clean, and no commit follows it. [`Self::set_clean`] ends this state.
+    /// Marks the volume clean and refuses every later change, atomically: the next commit records
+    /// the clean mark, and no commit follows it. [`Self::set_clean`] and [`Self::release`] end this
+    /// state.
     pub fn hold_clean(&self) {
         let state = &mut *self.state.write();
-        state.set_clean_flag(true);
+        state.change_clean_mark(true);
         state.held_at = Some(state.applied);
     }
 
-    /// Announces that nothing will be added before the unmount: the remaining commits may use all
-    /// space that is reserved for removing.
-    pub fn expect_end(&self) {
-        self.state.write().ends = true;
+    /// Announces the unmount: nothing will be added before it, so the remaining commits may use all
+    /// space that is reserved for removals.
+    pub fn expect_unmount(&self) {
+        self.state.write().unmounting = true;
     }
 
-    /// Permits changes again. The clean flag stays as it is.
+    /// Permits changes again after [`Self::hold_clean`]. The clean mark stays as it is.
     pub fn release(&self) {
         let state = &mut *self.state.write();
         state.held_at = None;
-        state.ends = false;
+        state.unmounting = false;
     }
 
     /// Checks that changes are permitted.
@@ -275,18 +281,17 @@ impl Meta {
         }
     }
 
-    /// Sets the clean flag as part of the next commit, and permits changes again.
+    /// Sets or removes the clean mark as part of the next commit, and permits changes again.
     pub fn set_clean(&self, clean: bool) {
         let state = &mut *self.state.write();
         state.held_at = None;
-        state.ends = false;
-        state.set_clean_flag(clean);
+        state.unmounting = false;
+        state.change_clean_mark(clean);
     }
 
-    /// Commits all batches applied before `ready` returns true, unless `through` is already
-    /// durable. Returns true if `through` is durable. `ready` is called at the instant at which the
-    /// contents of the commit are fixed; if it returns false, nothing happens and the result is
-    /// false.
+    /// Commits all batches applied so far, unless `through` is already durable. Returns true if
+    /// `through` is durable. `ready` is called at the instant at which the contents of the commit
+    /// are fixed; if it returns false, nothing is committed and the result is false.
     ///
     /// A full disk is reported before anything is written and loses nothing: the batches stay
     /// pending. Any other failure latches.
@@ -313,7 +318,7 @@ impl Meta {
         // A copy-on-write B-tree rewrites one path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
         self.ensure_space(bytes)
-            .map_err(|error| self.refused(error))?;
+            .map_err(|error| self.latch_unless_full(error))?;
         let (overlay, counters, applied) = {
             let state = &mut *self.state.write();
             if !ready() {
@@ -352,9 +357,9 @@ impl Meta {
         }
     }
 
-    /// Handles a refusal before anything was written. A full disk, or memory, may recover; any
-    /// other refusal ends all writing.
-    fn refused(&self, error: std::io::Error) -> MetaError {
+    /// Handles an error that occurred before anything was written. A full disk and a lack of memory
+    /// may pass; any other error ends all writing.
+    fn latch_unless_full(&self, error: std::io::Error) -> MetaError {
         let errno = Errno::from_backing(&error);
         if !errno.is_full() && errno != Errno::ENOMEM {
             self.latch(&format!("the backing store cannot be written: {error}"));
@@ -362,12 +367,13 @@ impl Meta {
         error.into()
     }
 
-    /// Lets commits that free space, and the last commit, use the ballast.
-    pub fn keep_ballast(&self, ballast: Arc<Ballast>) {
+    /// Sets the ballast, which commits that free space, and the last commit, may use.
+    pub fn set_ballast(&self, ballast: Arc<Ballast>) {
         let _ = self.ballast.set(ballast);
     }
 
-    /// Checks that the ballast is complete: it has the first claim on free space.
+    /// Checks that the ballast is complete, and fills it if not: it has the first claim on free
+    /// space.
     ///
     /// # Errors
     /// ENOSPC if the ballast is incomplete and cannot be filled.
@@ -394,30 +400,31 @@ impl Meta {
     fn ensure_space(&self, bytes: u64) -> std::io::Result<()> {
         let ballast = self.ballast.get();
         let kind = ballast.map_or(BallastKind::None, |ballast| ballast.kind());
-        let set_aside = match kind {
+        let reserved = match kind {
             BallastKind::Bytes => Err(os_error(Errno::ENOSPC)),
             _ => self.file.reserve(self.headroom_bytes() + bytes * 4),
         };
         let Some(ballast) = ballast.filter(|_| kind != BallastKind::None) else {
-            return set_aside;
+            return reserved;
         };
         let adds = {
             let state = self.state.read();
-            !state.pending_removes && !state.pending.is_empty() && !state.ends
+            !state.pending_removes && !state.pending.is_empty() && !state.unmounting
         };
-        match set_aside {
+        match reserved {
             Err(error) if Errno::from_backing(&error).is_full() => match (adds, kind) {
-                (false, _) => ballast.require(Requirement::Part(bytes)),
+                (false, _) => ballast.require(Requirement::ForChanges(bytes)),
                 (true, BallastKind::Bytes) => ballast.require(Requirement::Whole),
                 (true, _) => Err(error),
             },
-            set_aside => set_aside,
+            reserved => reserved,
         }
     }
 
     /// The space to reserve in addition to what the pending changes need. A commit that removes
-    /// something may use half of the earlier reserve, since only it can free space on a full disk.
-    /// A commit that only overwrites, such as writing reserved pages, may use a quarter.
+    /// something may use half of the space that earlier commits reserved, since only such a commit
+    /// can free space on a full disk. A commit that only overwrites, such as writing reserved
+    /// pages, may use a quarter of it.
     fn headroom_bytes(&self) -> u64 {
         let state = self.state.read();
         match (state.pending_removes, state.pending_adds) {
@@ -483,6 +490,6 @@ impl Meta {
 
 /// Adds a signed number to a counter; `None` if the sum would exceed its limit.
 fn add_bounded(count: u64, more: i64, most: u64) -> Option<u64> {
-    let add_bounded = count.saturating_add_signed(more);
-    (add_bounded <= most || more <= 0).then_some(add_bounded)
+    let sum = count.saturating_add_signed(more);
+    (sum <= most || more <= 0).then_some(sum)
 }

@@ -1,10 +1,10 @@
 //! Copies a view of one volume's metadata into the metadata of another volume.
 //!
 //! All records get the first generation, and the second one is live. If the copy uses the objects
-//! of the source, the first generation is `frozen`: those objects are never written in place.
-//! Excluded is what belongs to the source alone: unlinked files that are still in use with
-//! everything below them, kept views, and garbage. A space reservation (`fallocate`) is excluded
-//! too: its blocks are in an object that is no longer written to, so nothing would back it.
+//! of the source, the first generation is `frozen`: those objects are never written in place. Not
+//! copied is everything that belongs to the source alone: kept views, garbage, and unlinked files
+//! and directories that are still in use, with everything below them. Space reservations
+//! (`fallocate`) are not copied either: their blocks are in objects that the copy never writes to.
 //!
 //! No counter of the source is copied: the numbers of inodes and pages and the next numbers to
 //! allocate are computed from the copied records (`super::tally`), and so is the number of pages
@@ -39,7 +39,8 @@ const STORED_BYTES: usize = 1 << 20;
 pub struct CopyOptions {
     /// Size limit of the new volume; 0 for none.
     pub limit_bytes: u64,
-    /// The objects are those of the source, or nobody writes under their key set any more.
+    /// Existing objects are never written in place: they are those of the source, or nothing is
+    /// sealed under their key set any more.
     pub frozen: bool,
 }
 
@@ -107,7 +108,7 @@ pub trait Records {
     /// An inode.
     ///
     /// # Errors
-    /// As of [`Self::read_rows`].
+    /// When the record cannot be read or decoded.
     fn inode(&self, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
         let (low, high) = (keys::inode(ino), keys::after_ino(ino));
         let rows = self.read_rows(Table::Inode, &low, &high, 1)?;
@@ -118,7 +119,7 @@ pub trait Records {
     }
 }
 
-/// What a view of a volume sees.
+/// The records that a view of a volume sees.
 struct ViewRecords<'a> {
     meta: &'a Meta,
     view: View,
@@ -252,10 +253,10 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// What is excluded from the copy.
+/// Inodes and names that are not copied.
 #[derive(Default)]
 struct Excluded {
-    /// Inodes without a name, and inodes that exist only below such directories.
+    /// Inodes without a name, and inodes whose only names are below directories without a name.
     inodes: HashSet<Ino>,
     /// Number of names that inodes lose with the excluded directories.
     names: HashMap<Ino, u32>,
@@ -300,8 +301,8 @@ impl Excluded {
         let lost = self.names.entry(ino).or_default();
         *lost = lost.saturating_add(1);
         let is_directory = record.kind == FileKind::Directory;
-        let is_left_out = is_directory || *lost >= record.nlink;
-        let is_new = is_left_out && self.inodes.insert(ino);
+        let is_excluded = is_directory || *lost >= record.nlink;
+        let is_new = is_excluded && self.inodes.insert(ino);
         if is_new && is_directory {
             directories.push(ino);
         }
@@ -321,9 +322,9 @@ struct Copy<'a> {
 }
 
 impl Meta {
-    /// Writes what `view` sees into an empty sealed file as the metadata of another volume. `parts`
-    /// is called once for every chunk with objects, ordered by inode and chunk; an error that it
-    /// returns ends the copy. Durable on return.
+    /// Writes the records that `view` sees into an empty sealed file as the metadata of another
+    /// volume. `parts` is called once for every chunk with objects, ordered by inode and chunk; an
+    /// error that it returns ends the copy. Durable on return.
     ///
     /// # Errors
     /// Errors of `parts`, of reading the source and of writing the file, which is worthless then.
@@ -381,7 +382,7 @@ pub fn copy<E: From<MetaError>>(
     parts: &mut CopyParts<'_, E>,
 ) -> Result<Copied, E> {
     let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
-    let mut refused = None;
+    let mut replace_error = None;
     let mut copied = Copied::default();
     let loaded = tables.load(&mut |loader| {
         let mut copy = Copy {
@@ -392,7 +393,7 @@ pub fn copy<E: From<MetaError>>(
         copy.all(loader, &mut |chunk, old| match parts(chunk, old) {
             Ok(parts) => Some(parts),
             Err(error) => {
-                refused = Some(error);
+                replace_error = Some(error);
                 None
             }
         })?;
@@ -405,7 +406,7 @@ pub fn copy<E: From<MetaError>>(
         };
         Ok(counters.encode())
     });
-    match refused {
+    match replace_error {
         Some(error) => Err(error),
         None => {
             loaded?;
@@ -470,8 +471,8 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Copies inodes with their extents. The number of pages of each inode is computed from what is
-    /// copied.
+    /// Copies inodes with their extents. The number of pages of each inode is computed from the
+    /// copied extents.
     fn inodes_and_contents(
         &mut self,
         to: &mut Loader<'_>,

@@ -1,5 +1,5 @@
-//! Detects cycles while following records that each reference the next one, such as directories up
-//! to the root. Nothing else prevents damaged or hostile records from forming a cycle.
+//! Detects cycles while following records that each reference the next one, such as from a
+//! directory up to the root. Damaged or hostile records may form a cycle.
 //!
 //! Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", 1980): one
 //! position is remembered, and replaced after each doubling of the number of steps. A cycle is
@@ -15,8 +15,8 @@ pub struct CycleDetector {
     remembered: Ino,
     /// Steps since it was remembered.
     steps: u64,
-    /// Number of steps after which the position is remembered again.
-    turn: u64,
+    /// Number of steps after which the current position is remembered instead.
+    steps_max: u64,
 }
 
 impl CycleDetector {
@@ -26,7 +26,7 @@ impl CycleDetector {
             at,
             remembered: at,
             steps: 0,
-            turn: 1,
+            steps_max: 1,
         }
     }
 
@@ -43,9 +43,9 @@ impl CycleDetector {
             return false;
         }
         self.steps += 1;
-        if self.steps == self.turn {
+        if self.steps == self.steps_max {
             self.remembered = to;
-            self.turn = self.turn.saturating_mul(2);
+            self.steps_max = self.steps_max.saturating_mul(2);
             self.steps = 0;
         }
         true

@@ -3,7 +3,7 @@
 //! Invariants: every durable commit is two-phase. A panic inside redb is caught and becomes an
 //! ordinary error, also when an object of redb is dropped (its drop locks mutexes that an earlier
 //! panic has poisoned). After a failed write the database is not used again (the caller latches). A
-//! database that is dropped without being closed writes nothing, as if the process had ended.
+//! database that is dropped without being closed writes nothing, as if the process had abandoned.
 //!
 //! Order of writes of a commit: new pages, sync, the other commit slot in page 0, sync. Page 0
 //! has two slots of its own in the sealed file, so that a torn write of it leaves the other.
@@ -34,12 +34,14 @@ const fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'s
 struct Backend {
     file: Arc<MetaFile>,
     /// Set once the database is abandoned: nothing is written any more.
-    ended: Arc<AtomicBool>,
+    abandoned: Arc<AtomicBool>,
+    /// Reading fails once this is set.
+    cancelled: Arc<AtomicBool>,
 }
 
 impl Backend {
-    fn to_write(&self) -> io::Result<&MetaFile> {
-        if self.ended.load(Ordering::SeqCst) {
+    fn writable(&self) -> io::Result<&MetaFile> {
+        if self.abandoned.load(Ordering::SeqCst) {
             Err(io::Error::other("the metadata database was abandoned"))
         } else {
             Ok(&self.file)
@@ -53,19 +55,22 @@ impl StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(io::Error::other("cancelled"));
+        }
         self.file.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.to_write()?.set_len(len)
+        self.writable()?.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.to_write()?.sync()
+        self.writable()?.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.to_write()?.write(offset, data)
+        self.writable()?.write(offset, data)
     }
 }
 
@@ -111,7 +116,7 @@ impl Committed {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn last_between(
+    pub(super) fn last_between(
         &self,
         table: Table,
         low: &[u8],
@@ -151,13 +156,13 @@ impl Committed {
 pub struct Tables {
     /// `None` once it is closed.
     database: Option<Database>,
-    ended: Arc<AtomicBool>,
+    abandoned: Arc<AtomicBool>,
 }
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        // What redb would write on its drop may be based on the leftovers of an error.
-        self.ended.store(true, Ordering::SeqCst);
+        // After an error, redb might write inconsistent data when it is dropped.
+        self.abandoned.store(true, Ordering::SeqCst);
         let database = self.database.take();
         drop_guarded(database);
     }
@@ -176,27 +181,21 @@ impl Tables {
     /// # Errors
     /// When the file cannot be read or written, or is no database that redb accepts.
     pub fn open(file: Arc<MetaFile>, cache_bytes: usize) -> Result<Self, MetaError> {
-        let ended = Arc::new(AtomicBool::new(false));
+        Self::open_cancellable(file, cache_bytes, Arc::default())
+    }
+
+    /// Opens the database. Every read fails once `cancelled` is set.
+    pub(super) fn open_cancellable(
+        file: Arc<MetaFile>,
+        cache_bytes: usize,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Self, MetaError> {
+        let abandoned = Arc::new(AtomicBool::new(false));
         let backend = Backend {
             file,
-            ended: Arc::clone(&ended),
+            abandoned: Arc::clone(&abandoned),
+            cancelled,
         };
-        Self::over(backend, ended, cache_bytes)
-    }
-
-    /// Opens the database over a backend that does not write to the file.
-    pub(super) fn open_scratch(
-        backend: impl StorageBackend,
-        cache_bytes: usize,
-    ) -> Result<Self, MetaError> {
-        Self::over(backend, Arc::default(), cache_bytes)
-    }
-
-    fn over(
-        backend: impl StorageBackend,
-        ended: Arc<AtomicBool>,
-        cache_bytes: usize,
-    ) -> Result<Self, MetaError> {
         let database = guarded(|| {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
@@ -204,12 +203,12 @@ impl Tables {
         })?;
         Ok(Self {
             database: Some(database),
-            ended,
+            abandoned,
         })
     }
 
-    /// Verifies the checksums of everything that the newest commit references, and rebuilds the
-    /// record of free pages. False if that record was wrong and has been corrected.
+    /// Verifies the checksums of everything that the newest commit references, and the record of
+    /// free pages. False if that record was wrong and has been rebuilt.
     ///
     /// # Errors
     /// When a page does not open, or does not match its checksum.

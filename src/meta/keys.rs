@@ -12,8 +12,8 @@
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
-//! | `change` | generation (8), table (1), logical key | no | 1: first written in it, a view kept |
-//! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold pages that nobody reads |
+//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first write in it |
+//! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold unneeded pages |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 use crate::ids::{ChunkIndex, Generation, Ino, ViewId};
 
 /// Upper bound of name hashes; together with the largest offset they fit into 31 bits.
-pub const NAME_HASHES: u32 = (1 << 31) - 1024;
+const NAME_HASHES: u32 = (1 << 31) - 1024;
 /// The position of an entry is less than this after its name's hash.
 pub const PROBE_LIMIT: u32 = 64;
 
@@ -106,7 +106,7 @@ impl Table {
 pub type Row = (Vec<u8>, Vec<u8>);
 
 /// Bytes of the generation at the end of a versioned key.
-pub const GENERATION_BYTES: usize = 8;
+pub(super) const GENERATION_BYTES: usize = 8;
 
 /// Logical key of an inode.
 pub fn inode(ino: Ino) -> Vec<u8> {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back() {
+    fn keys_are_split_into_their_parts() {
         assert_eq!(dirent_parts(&dirent(Ino(7), 5, b"a")), Some((5, &b"a"[..])));
         assert_eq!(xattr_name(&xattr(Ino(7), b"user.x")), Some(&b"user.x"[..]));
         assert_eq!(

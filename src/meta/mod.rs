@@ -8,8 +8,8 @@
 //! - After an error that leaves the database in doubt, nothing is written any more
 //!   ([`Meta::latch`]).
 //!
-//! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
-//! dropped once readers have the new tables. New batches go to a fresh map meanwhile.
+//! Order of a commit: the pending map is replaced by an empty one, which new batches use. It is
+//! written in one two-phase transaction, and dropped once readers have the new tables.
 
 pub mod charge;
 pub mod checkpoint;
@@ -45,7 +45,7 @@ use database::{Committed, Tables};
 use keys::Table;
 pub use overlay::Batch;
 use overlay::Overlay;
-pub use permit::{Pause, Permit};
+pub use permit::{ExclusivePermit, Permit};
 use records::{COUNT_MAX, Counters, InodeRecord};
 pub use versions::{ChangeRow, ChangedKey};
 
@@ -124,14 +124,14 @@ impl View {
 
 /// The first generation. While it is the only one, every physical key is known without a search.
 const FIRST_GENERATION: Generation = Generation(1);
-/// Space reserved for the metadata in addition to what the pending changes need, so that deleting
-/// works on a full disk.
+/// Space reserved for the metadata in addition to what the pending changes need, so that files can
+/// be deleted on a full disk.
 const HEADROOM_BYTES: u64 = 8 << 20;
 
 struct State {
     /// Batches since the last commit began.
     pending: Overlay,
-    /// The pending batches remove something: an inode, or pages.
+    /// The pending batches free space: they remove an inode, pages, or a view.
     pending_removes: bool,
     /// The pending batches need more space than before.
     pending_adds: bool,
@@ -139,15 +139,15 @@ struct State {
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
     counters: Counters,
-    /// All inodes from this one on, and all of their records, were created in the live generation.
-    /// Searching for older versions would be in vain.
+    /// All inodes from this one on, and all of their records, were created in the live generation,
+    /// so no older versions of them exist.
     first_fresh: Ino,
     /// Number of the newest batch.
     applied: u64,
     /// Set while changes are refused: the number of the last permitted batch.
     held_at: Option<u64>,
-    /// The volume is about to be unmounted.
-    ends: bool,
+    /// The volume is about to be unmounted ([`Meta::expect_unmount`]).
+    unmounting: bool,
 }
 
 /// The metadata of a volume.
@@ -166,7 +166,7 @@ pub struct Meta {
     ballast: OnceLock<Arc<Ballast>>,
     /// The unfinished checkpoint, locked by its writer.
     unfinished: Mutex<Option<checkpoint::Unfinished>>,
-    /// That older checkpoints could not be removed.
+    /// Whether it was logged that older checkpoints could not be removed.
     rotation_failures: LogOnce<()>,
     /// The space of the unfinished checkpoint is needed.
     discard_requested: AtomicBool,
@@ -220,19 +220,19 @@ impl Meta {
     /// When the file cannot be read or synced, the database does not open, or its counters
     /// contradict the records.
     pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
-        Self::open_as(file, cache_bytes, true)
+        let mut this = Self::open_for_repair(file, cache_bytes)?;
+        let state = this.state.get_mut();
+        check_counters(&state.counters, &state.committed, this.views.get_mut())?;
+        Ok(this)
     }
 
-    /// Opens the metadata without checking its counters, so that a repair can correct them. Nothing
-    /// else may be changed before.
+    /// Opens the metadata without comparing its counters with the records, so that a repair can
+    /// correct them. Nothing else may be changed before.
     ///
     /// # Errors
-    /// When the file cannot be read or synced, or the database or its counters do not open.
+    /// When the file cannot be read or synced, the database does not open, or the counters or the
+    /// rows of views cannot be decoded.
     pub fn open_for_repair(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
-        Self::open_as(file, cache_bytes, false)
-    }
-
-    fn open_as(file: MetaFile, cache_bytes: usize, sound: bool) -> Result<Self, MetaError> {
         // After a process was killed, its writes, including the slot of page 0 that now counts as
         // durable, may exist only in the kernel's memory. They must reach the disk before redb
         // writes the other slot, or a power cut may destroy both.
@@ -251,9 +251,6 @@ impl Meta {
             true
         })?;
         let views = views::Views::from_rows(views).ok_or(MetaError::Corrupt("view"))?;
-        if sound {
-            check_counters(&counters, &committed, &views)?;
-        }
         let state = State {
             pending: Overlay::default(),
             pending_removes: false,
@@ -264,7 +261,7 @@ impl Meta {
             counters,
             applied: 0,
             held_at: None,
-            ends: false,
+            unmounting: false,
         };
         Ok(Self {
             file,
@@ -349,7 +346,7 @@ impl Meta {
     ///
     /// # Errors
     /// [`MetaError::UsedUp`] if there are no more numbers.
-    pub fn allocate_garbage(&self) -> Result<u64, MetaError> {
+    fn allocate_garbage(&self) -> Result<u64, MetaError> {
         let counters = &mut self.state.write().counters;
         let number = counters.next_garbage;
         if number >= COUNT_MAX {
@@ -360,10 +357,10 @@ impl Meta {
     }
 }
 
-/// Checks the counters against the records. Counters that lag behind are of another time than the
-/// records. With them a write would look in vain for an extent that no view sees, or a new file
-/// would get the number of an existing one, or names, attributes and contents stored under its
-/// number.
+/// Checks the counters against the records. Counters that lag behind the records do not belong to
+/// them. With such counters, a write would not see an extent of a later generation. A new file
+/// would get the number of an existing one, or would take over names, attributes and contents that
+/// are stored under its number.
 fn check_counters(
     counters: &Counters,
     committed: &Committed,
@@ -375,13 +372,15 @@ fn check_counters(
     };
     let newest_shared = views.newest().max(counters.frozen);
     let restoring = counters.restoring;
-    let mut in_order = newest_shared < counters.generation
+    let mut consistent = newest_shared < counters.generation
         && (restoring == Generation(0) || views.is_kept(restoring))
         && last_number(Table::Garbage)? < Some(counters.next_garbage);
     for table in [Table::Inode, Table::Dirent, Table::Xattr, Table::Extent] {
-        in_order &= last_number(table)? < Some(counters.next_ino.0);
+        consistent &= last_number(table)? < Some(counters.next_ino.0);
     }
-    in_order.then_some(()).ok_or(MetaError::Corrupt("counters"))
+    consistent
+        .then_some(())
+        .ok_or(MetaError::Corrupt("counters"))
 }
 
 impl From<MetaError> for Errno {

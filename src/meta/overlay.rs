@@ -11,7 +11,7 @@ use super::keys::{self, Table, VersionedKey};
 use crate::ids::Ino;
 
 /// One table's changes.
-pub type TableOverlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+pub(super) type TableOverlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// A change of one physical record.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ pub struct Batch {
     pub inodes: i64,
     /// Change in the bytes of records.
     pub(super) record_bytes: i64,
-    /// Charges of the records that this batch has changed.
-    pub(super) counted: HashMap<(Table, Vec<u8>), u64>,
+    /// Charges of the records that this batch has changed, by logical key.
+    pub(super) charges: HashMap<(Table, Vec<u8>), u64>,
     /// The batch frees space on the disk once it is durable.
     pub(super) frees: bool,
 }
@@ -58,22 +58,23 @@ impl Batch {
         self.changes.push(Change { table, key, value });
     }
 
-    /// Updates the charge of a record. `before` is the last applied value.
-    pub(super) fn count_record(
+    /// Charges for a record's new value instead of its old one. `before` is the value without this
+    /// batch; an earlier change in the same batch takes precedence over it.
+    pub(super) fn charge_record(
         &mut self,
         table: Table,
         logical: &[u8],
         before: Option<&[u8]>,
-        now: Option<&[u8]>,
+        after: Option<&[u8]>,
     ) {
-        let count = |value: Option<&[u8]>| {
+        let charge_of = |value: Option<&[u8]>| {
             value.map_or(0, |value| charge::record_bytes(table, logical, value))
         };
-        let counted = self.counted.entry((table, logical.to_vec()));
-        let counted = counted.or_insert_with(|| count(before));
-        let now = count(now);
-        self.record_bytes += now.cast_signed() - counted.cast_signed();
-        *counted = now;
+        let charged = self.charges.entry((table, logical.to_vec()));
+        let charged = charged.or_insert_with(|| charge_of(before));
+        let charge = charge_of(after);
+        self.record_bytes += charge.cast_signed() - charged.cast_signed();
+        *charged = charge;
     }
 
     /// Logical keys of the directory's names that this batch has changed.
@@ -85,7 +86,8 @@ impl Batch {
             .filter(move |logical| keys::ino_of(logical) == Some(parent))
     }
 
-    /// The effect of this batch's last change on the physical record, if any.
+    /// The value that this batch gives a physical record, `None` inside if it removes the record;
+    /// `None` if it does not change the record.
     pub(super) fn pending(&self, table: Table, key: &[u8]) -> Option<Option<&[u8]>> {
         let last = self
             .changes
@@ -118,7 +120,7 @@ impl Overlay {
     }
 
     /// One table's changes.
-    pub fn table(&self, table: Table) -> &TableOverlay {
+    pub(super) fn table(&self, table: Table) -> &TableOverlay {
         &self.tables[table.index()]
     }
 

@@ -23,8 +23,8 @@ pub fn pages_of_capacity(bytes: u64) -> u64 {
     u64::try_from(pages.div_ceil(u128::from(CHUNK_BYTES))).unwrap_or(u64::MAX)
 }
 
-/// The number of pages that this many pages of contents and bytes of records count towards a
-/// volume's limit.
+/// The number of pages that contents of this many pages and records of this many bytes count
+/// towards a volume's limit.
 pub fn pages_taken(pages: u64, record_bytes: u64) -> u64 {
     pages.saturating_add(record_bytes.div_ceil(PAYLOAD_BYTES))
 }
@@ -258,7 +258,7 @@ mod tests {
     fn refuses_pages_beyond_the_chunk() {
         assert_eq!(PageSet::decode(&[KIND_PREFIX, 0x12, 0x04]), None);
         assert_eq!(PageSet::decode(&[KIND_BITMAP; 137]).map(|_| ()), None);
-        // A bitmap of what is a prefix, and of nothing.
+        // A bitmap of an empty set, and of a set that is a prefix.
         let mut prefix = [0; 137];
         prefix[0] = KIND_BITMAP;
         assert_eq!(PageSet::decode(&prefix).map(|_| ()), None);

@@ -78,7 +78,7 @@ impl Meta {
         }
     }
 
-    /// The live inode after the batch is applied.
+    /// The live inode as it will be once the batch is applied.
     ///
     /// # Errors
     /// When the database cannot be read, which latches, or the record cannot be decoded.
@@ -117,23 +117,6 @@ impl Meta {
             .collect()
     }
 
-    /// The first chunk after `index` that has a record.
-    ///
-    /// # Errors
-    /// When the database cannot be read, which latches, or a record cannot be decoded.
-    pub fn next_extent(
-        &self,
-        ino: Ino,
-        index: u32,
-        view: View,
-    ) -> Result<Option<ChunkIndex>, MetaError> {
-        let Some(next) = index.checked_add(1) else {
-            return Ok(None);
-        };
-        let found = self.extents(ino, ChunkIndex(next), view, 1)?;
-        Ok(found.first().map(|(chunk, _)| *chunk))
-    }
-
     /// Names of a file's extended attributes.
     ///
     /// # Errors
@@ -154,11 +137,11 @@ impl Meta {
         view: View,
         visit: &mut dyn FnMut(&[u8], usize),
     ) -> Result<(), MetaError> {
-        // Values are long, so only a few are held in memory at a time.
-        const AT_A_TIME: usize = 32;
+        // Values may be long, so only a few are held in memory at a time.
+        const ROWS_AT_A_TIME: usize = 32;
         let (mut low, high) = (keys::number(ino.0), keys::after_ino(ino));
         loop {
-            let rows = self.scan(Table::Xattr, &low, &high, view, AT_A_TIME)?;
+            let rows = self.scan(Table::Xattr, &low, &high, view, ROWS_AT_A_TIME)?;
             for (key, value) in &rows {
                 let name = keys::xattr_name(key).ok_or(MetaError::Corrupt("xattr"))?;
                 visit(name, value.len());

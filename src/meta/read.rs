@@ -61,7 +61,7 @@ impl Meta {
         view: View,
     ) -> Result<Option<DirentRecord>, MetaError> {
         for (key, value) in self.dirents_near(parent, self.name_hash(name), view)? {
-            if keys::dirent_parts(&key).is_some_and(|(_, found)| found == name) {
+            if keys::dirent_parts(&key).is_some_and(|(_, stored)| stored == name) {
                 let record = DirentRecord::decode(&value);
                 return record.map(Some).ok_or(MetaError::Corrupt("dirent"));
             }
@@ -113,7 +113,7 @@ impl Meta {
         view: View,
         limit: usize,
     ) -> Result<Vec<Row>, MetaError> {
-        let mut found: Vec<Row> = Vec::new();
+        let mut rows: Vec<Row> = Vec::new();
         let mut live = self.generation();
         self.visit_physical(table, low, high, &mut |key, value| {
             let Some(VersionedKey {
@@ -130,27 +130,27 @@ impl Meta {
             if generation > view.0.min(live) {
                 return true;
             }
-            match found.last_mut() {
+            match rows.last_mut() {
                 Some((last, newest)) if last == logical => {
                     newest.clear();
                     newest.extend_from_slice(value);
                 }
                 last => {
                     if last.is_some_and(|(_, value)| value == TOMBSTONE) {
-                        found.pop();
+                        rows.pop();
                     }
-                    if found.len() == limit {
+                    if rows.len() == limit {
                         return false;
                     }
-                    found.push((logical.to_vec(), value.to_vec()));
+                    rows.push((logical.to_vec(), value.to_vec()));
                 }
             }
             true
         })?;
-        if found.last().is_some_and(|(_, value)| value == TOMBSTONE) {
-            found.pop();
+        if rows.last().is_some_and(|(_, value)| value == TOMBSTONE) {
+            rows.pop();
         }
-        Ok(found)
+        Ok(rows)
     }
 
     /// Calls `visit` with every extent of every generation, whichever view sees it.
@@ -206,10 +206,10 @@ impl Meta {
         set_version(&mut key, view.0.min(generation));
         let low = keys::versioned(logical, Generation(0));
         loop {
-            let Some((found, value)) = self.last_physical(table, &low, &key)? else {
+            let Some((physical, value)) = self.last_physical(table, &low, &key)? else {
                 return Ok(None);
             };
-            let version = VersionedKey::decode(&found).ok_or(MetaError::Corrupt("key"))?;
+            let version = VersionedKey::decode(&physical).ok_or(MetaError::Corrupt("key"))?;
             let at = version.generation;
             match value {
                 Some(value) => return Ok(Some((at, value))),
@@ -299,17 +299,20 @@ impl Meta {
         }
     }
 
-    /// Some physical records from `low` on (`None` for removed ones), and the key to continue from.
+    /// Some physical records from `low` on.
     fn physical_page(
         &self,
         table: Table,
         low: &[u8],
         high: &[u8],
     ) -> Result<PhysicalPage, MetaError> {
-        const PAGE: usize = 256;
+        const PAGE_RECORDS: usize = 256;
         let bounds = (Bound::Included(low), Bound::Excluded(high));
         let first_of = |overlay: &Overlay| -> TableOverlay {
-            let range = overlay.table(table).range::<[u8], _>(bounds).take(PAGE);
+            let range = overlay
+                .table(table)
+                .range::<[u8], _>(bounds)
+                .take(PAGE_RECORDS);
             range
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect()
@@ -325,14 +328,14 @@ impl Meta {
         let mut base = TableOverlay::new();
         self.latch_on_error(committed.visit(table, low, high, &mut |key, value| {
             base.insert(key.to_vec(), Some(value.to_vec()));
-            base.len() < PAGE
+            base.len() < PAGE_RECORDS
         }))?;
         // A source that returned a full page may have more records after its last key. Records of
         // the other sources beyond that key have to wait.
         let mut horizon: Option<Vec<u8>> = None;
         let mut merged = TableOverlay::new();
         for source in [base, first_of(&committing), pending] {
-            if source.len() == PAGE
+            if source.len() == PAGE_RECORDS
                 && let Some((last, _)) = source.last_key_value()
                 && horizon.as_ref().is_none_or(|h| last < h)
             {

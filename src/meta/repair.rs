@@ -1,5 +1,5 @@
-//! Corrections that a repair makes: single physical records, and the counters. Nobody else may
-//! change anything meanwhile.
+//! Corrections that a repair makes to single physical records and to the counters. Nothing else may
+//! change the metadata meanwhile.
 
 use super::keys::{self, Table, VersionedKey};
 use super::records::COUNT_MAX;

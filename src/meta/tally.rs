@@ -1,9 +1,9 @@
 //! Computes the counters of a database from its records.
 //!
-//! A database that is filled from another source (an image, a stream, an older copy) gets counters
-//! that are computed here from its rows, not those that were stored beside them. So a number that
-//! is allocated later is never one that a record already uses, such as the inode of a directory
-//! entry or the folder of an extent.
+//! When a database is filled from another source (an image, a stream, an older copy), its counters
+//! are computed here from its rows. The counters that the source stored are not trusted. So a
+//! number that is allocated later is never one that a record already uses, such as the inode of a
+//! directory entry or the folder of an extent.
 //!
 //! Rows arrive table by table in the order of their keys, so the last version of a key is the one
 //! that the live view sees.
@@ -96,7 +96,7 @@ impl Tally {
             .as_ref()
             .is_some_and(|(of, last, _)| *of == table && last == logical);
         if !is_next_version {
-            self.settle();
+            self.add_last_share();
         }
         let mut share = self.share(table, value)?;
         share.bytes = charge::record_bytes(table, logical, value);
@@ -142,7 +142,8 @@ impl Tally {
         Ok(())
     }
 
-    fn settle(&mut self) {
+    /// Adds the contribution of the newest version of the last key.
+    fn add_last_share(&mut self) {
         if let Some((_, _, share)) = self.last.take() {
             self.inodes += share.inodes;
             self.used_pages += share.pages;
@@ -150,13 +151,13 @@ impl Tally {
         }
     }
 
-    /// The counters according to the rows. From `others` come the values that do not follow from
-    /// rows, and numbers that were allocated beyond those in the rows.
+    /// The counters according to the rows. Values that do not follow from rows, and numbers that
+    /// were allocated beyond those in the rows, are taken from `others`.
     ///
     /// # Errors
     /// When a counter exceeds its limit.
     pub(super) fn counters(mut self, others: Counters) -> Result<Counters, MetaError> {
-        self.settle();
+        self.add_last_share();
         let counters = Counters {
             generation: others.generation.max(self.generation),
             next_ino: others.next_ino.max(Ino(self.newest_ino.0 + 1)),
@@ -182,7 +183,7 @@ mod tests {
     use crate::ids::ViewId;
     use crate::meta::records::{FileKind, Timespec};
 
-    fn nothing() -> Counters {
+    fn other_counters() -> Counters {
         Counters {
             clean: true,
             generation: Generation(2),
@@ -207,17 +208,17 @@ mod tests {
     }
 
     #[test]
-    fn a_key_counts_once_and_as_its_newest_version_says() {
+    fn a_key_counts_once_by_its_newest_version() {
         let mut tally = Tally::default();
-        for (ino, generation, there) in [(1, 1, true), (4, 1, true), (4, 3, true), (7, 1, true)] {
+        for (ino, generation, exists) in [(1, 1, true), (4, 1, true), (4, 3, true), (7, 1, true)] {
             let (key, value) = inode_row(ino, generation);
             tally
-                .add(Table::Inode, &key, if there { &value } else { TOMBSTONE })
+                .add(Table::Inode, &key, if exists { &value } else { TOMBSTONE })
                 .unwrap();
         }
-        let gone = keys::versioned(&keys::inode(Ino(7)), Generation(5));
-        tally.add(Table::Inode, &gone, TOMBSTONE).unwrap();
-        let counters = tally.counters(nothing()).unwrap();
+        let removed = keys::versioned(&keys::inode(Ino(7)), Generation(5));
+        tally.add(Table::Inode, &removed, TOMBSTONE).unwrap();
+        let counters = tally.counters(other_counters()).unwrap();
         assert_eq!(counters.inodes, 2);
         assert_eq!(counters.used_pages, 0);
         let bytes = |ino| {
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_nowhere_keeps_its_number_from_being_drawn() {
+    fn the_inode_number_of_a_dangling_name_is_not_allocated_again() {
         let mut tally = Tally::default();
         let key = keys::versioned(&keys::dirent(Ino::ROOT, 5, b"a"), Generation(1));
         let entry = DirentRecord {
@@ -240,16 +241,16 @@ mod tests {
             kind: FileKind::Regular,
         };
         tally.add(Table::Dirent, &key, &entry.encode()).unwrap();
-        assert_eq!(tally.counters(nothing()).unwrap().next_ino, Ino(41));
+        assert_eq!(tally.counters(other_counters()).unwrap().next_ino, Ino(41));
     }
 
     #[test]
-    fn the_last_number_may_be_used_and_none_beyond() {
+    fn the_last_inode_number_is_accepted_and_the_next_is_not() {
         let mut tally = Tally::default();
         let (key, value) = inode_row(Ino::END.0 - 1, 1);
         tally.add(Table::Inode, &key, &value).unwrap();
         let (key, value) = inode_row(Ino::END.0, 1);
         assert!(tally.add(Table::Inode, &key, &value).is_err());
-        assert_eq!(tally.counters(nothing()).unwrap().next_ino, Ino::END);
+        assert_eq!(tally.counters(other_counters()).unwrap().next_ino, Ino::END);
     }
 }

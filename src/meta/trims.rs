@@ -1,4 +1,4 @@
-//! Extents that lost a version and whose objects may therefore hold pages that nobody reads any
+//! Extents of which a version was dropped. Their objects may hold pages that no version names any
 //! more.
 //!
 //! A row of `trim` is written with the batch that drops a version and removed when the pages have
@@ -13,12 +13,12 @@ use crate::ids::{ChunkIndex, Generation, Ino};
 pub type ExtentVersions = Vec<(Generation, Option<ExtentRecord>)>;
 
 impl Meta {
-    /// Records that an extent lost a version.
+    /// Records that a version of an extent was dropped.
     pub(super) fn put_trim(batch: &mut Batch, logical: &[u8]) {
         batch.change(Table::Trim, logical.to_vec(), Some(vec![1]));
     }
 
-    /// Records that the extent's pages have been freed.
+    /// Removes the record, once the pages that no version names have been freed.
     pub fn remove_trim(&self, batch: &mut Batch, ino: Ino, chunk: ChunkIndex) {
         batch.change(Table::Trim, keys::extent(ino, chunk), None);
     }
@@ -37,19 +37,19 @@ impl Meta {
             key.push(0);
             key
         });
-        let mut found = Vec::new();
+        let mut extents = Vec::new();
         let mut corrupt = false;
         self.visit_physical(Table::Trim, &low, &[0xFF; 9], &mut |key, _| {
             match keys::extent_parts(key) {
-                Some(extent) => found.push(extent),
+                Some(extent) => extents.push(extent),
                 None => corrupt = true,
             }
-            !corrupt && found.len() < limit
+            !corrupt && extents.len() < limit
         })?;
         if corrupt {
             return Err(MetaError::Corrupt("trim"));
         }
-        Ok(found)
+        Ok(extents)
     }
 
     /// The current versions of an extent.
@@ -61,7 +61,7 @@ impl Meta {
         ino: Ino,
         chunk: ChunkIndex,
     ) -> Result<ExtentVersions, MetaError> {
-        decoded(self.versions(Table::Extent, &keys::extent(ino, chunk))?)
+        decode_versions(self.versions(Table::Extent, &keys::extent(ino, chunk))?)
     }
 
     /// The versions of an extent that would survive a power cut now.
@@ -85,7 +85,7 @@ impl Meta {
                 true
             }),
         )?;
-        decoded(versions)
+        decode_versions(versions)
     }
 
     /// Replaces one version of an extent by an equivalent record. The caller holds the lock of its
@@ -103,7 +103,7 @@ impl Meta {
     }
 }
 
-fn decoded(versions: Vec<(Generation, Vec<u8>)>) -> Result<ExtentVersions, MetaError> {
+fn decode_versions(versions: Vec<(Generation, Vec<u8>)>) -> Result<ExtentVersions, MetaError> {
     let records = versions.into_iter().map(|(at, value)| {
         if value == TOMBSTONE {
             return Ok((at, None));

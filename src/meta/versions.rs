@@ -5,8 +5,8 @@
 //! sees it. A tombstone is needed only while an older version is.
 //!
 //! Versions are dropped on two occasions. The first write of a key in a generation drops the
-//! earlier versions that nobody needs ([`Meta::put_record`]). After a view was deleted, the
-//! versions that only it saw are looked up in `change` and dropped ([`Meta::prune`]). When a
+//! earlier versions that are not needed ([`Meta::put_record`]). After a view was deleted, the
+//! versions that only this view saw are looked up in `change` and dropped ([`Meta::prune`]). When a
 //! version of an extent is dropped, so are the objects that no other version of it references.
 //!
 //! A row of `change` is written with the first write of a key in a generation while some view is
@@ -46,7 +46,7 @@ pub struct ChangeRow {
 #[derive(Default)]
 struct PruneOutcome {
     /// Some versions remain.
-    any: bool,
+    any_left: bool,
     /// The newest remaining version has a value, so a removal needs a tombstone.
     ends_with_value: bool,
     /// Some versions were dropped.
@@ -79,7 +79,7 @@ impl Meta {
         let key = keys::versioned(logical, generation);
         let newest = self.newest(table, logical, View::LIVE)?;
         let before = newest.as_ref().map(|(_, value)| value.as_slice());
-        batch.count_record(table, logical, before, value.as_deref());
+        batch.charge_record(table, logical, before, value.as_deref());
         if generation == FIRST_GENERATION {
             batch.change(table, key, value);
             return Ok(());
@@ -105,7 +105,7 @@ impl Meta {
             let row = keys::change(generation, table, logical);
             batch.change(Table::Change, row, Some(vec![1]));
         }
-        let buried = match older {
+        let hides_value = match older {
             None => false,
             Some((_, value)) if older_needed => value != TOMBSTONE,
             Some(_) => {
@@ -115,16 +115,16 @@ impl Meta {
                     generation,
                     value: value.as_deref(),
                 };
-                let left = self.drop_unneeded(batch, table, logical, &versions, next)?;
-                left.ends_with_value
+                self.drop_unneeded(batch, table, logical, &versions, next)?
+                    .ends_with_value
             }
         };
-        let value = value.or_else(|| buried.then(|| TOMBSTONE.to_vec()));
+        let value = value.or_else(|| hides_value.then(|| TOMBSTONE.to_vec()));
         batch.change(table, key, value);
         Ok(())
     }
 
-    /// Drops the versions that nobody needs, of those before `next`. The caller holds a permit.
+    /// Drops unneeded versions among those before `next`. The caller holds a permit.
     fn drop_unneeded(
         &self,
         batch: &mut Batch,
@@ -140,20 +140,20 @@ impl Meta {
         let newest = next.value.map(names).transpose()?.unwrap_or_default();
         let mut keep: BTreeSet<ObjectName> = newest.into_iter().collect();
         let mut gone = BTreeSet::new();
-        let mut left = PruneOutcome::default();
+        let mut outcome = PruneOutcome::default();
         for ((at, value), needed) in versions.iter().zip(self.needed(versions, next.generation)) {
             if needed {
-                left.any = true;
-                left.ends_with_value = value != TOMBSTONE;
+                outcome.any_left = true;
+                outcome.ends_with_value = value != TOMBSTONE;
                 keep.extend(names(value)?);
             } else {
-                left.dropped = true;
+                outcome.dropped = true;
                 gone.extend(names(value)?);
                 batch.change(table, keys::versioned(logical, *at), None);
             }
         }
         self.release_objects(batch, logical, &gone, &keep)?;
-        Ok(left)
+        Ok(outcome)
     }
 
     /// For each version, whether it is needed, if the version after them has generation `next`.
@@ -216,7 +216,7 @@ impl Meta {
         Ok(names)
     }
 
-    /// Drops the versions of a key that nobody needs any more. The caller holds the lock of its
+    /// Drops the versions of a key that are not needed any more. The caller holds the lock of its
     /// inode and a permit. True if something was dropped.
     ///
     /// # Errors
@@ -236,18 +236,19 @@ impl Meta {
             generation: *live,
             value: Some(newest.as_slice()),
         };
-        let mut left = self.drop_unneeded(batch, table, logical, older, next)?;
+        let mut outcome = self.drop_unneeded(batch, table, logical, older, next)?;
         // A tombstone is unnecessary if nothing older is left.
-        if newest == TOMBSTONE && !left.any {
-            left.dropped = true;
+        if newest == TOMBSTONE && !outcome.any_left {
+            outcome.dropped = true;
             batch.change(table, keys::versioned(logical, *live), None);
         }
-        batch.frees |= left.dropped;
-        Ok(left.dropped)
+        batch.frees |= outcome.dropped;
+        Ok(outcome.dropped)
     }
 
-    /// Queues objects that only dropped versions of an extent referenced for unlinking, and the
-    /// extent for trimming if objects remain.
+    /// Queues the objects that only dropped versions of an extent referenced (`gone` without
+    /// `keep`) for unlinking. Queues the extent for trimming if an object of a dropped version is
+    /// kept.
     fn release_objects(
         &self,
         batch: &mut Batch,
@@ -264,8 +265,9 @@ impl Meta {
         Ok(())
     }
 
-    /// Returns keys that were first written in generations after `after` and up to `through`, and
-    /// where to continue. A key may appear several times.
+    /// Returns up to `limit` keys that were first written in generations after `after` and up to
+    /// `through`, and the `from` of the next call, if there are more. A key may appear several
+    /// times.
     ///
     /// # Errors
     /// When the database cannot be read, which latches, or a key cannot be decoded.
@@ -278,11 +280,11 @@ impl Meta {
     ) -> Result<(Vec<ChangeRow>, Option<Vec<u8>>), MetaError> {
         let low = from.unwrap_or_else(|| keys::number(after.0.saturating_add(1)));
         let high = keys::number(through.0.saturating_add(1));
-        let mut found = Vec::new();
+        let mut rows = Vec::new();
         let mut next = None;
         let mut corrupt = false;
         self.visit_physical(Table::Change, &low, &high, &mut |key, _| {
-            if found.len() == limit {
+            if rows.len() == limit {
                 next = Some(key.to_vec());
                 return false;
             }
@@ -290,7 +292,7 @@ impl Meta {
                 Some((generation, table, logical)) => {
                     let logical = logical.to_vec();
                     let key = ChangedKey { table, logical };
-                    found.push(ChangeRow { generation, key });
+                    rows.push(ChangeRow { generation, key });
                 }
                 None => corrupt = true,
             }
@@ -299,7 +301,7 @@ impl Meta {
         if corrupt {
             return Err(MetaError::Corrupt("change"));
         }
-        Ok((found, next))
+        Ok((rows, next))
     }
 
     /// Removes a row of `change` that is no longer needed.

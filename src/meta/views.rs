@@ -1,16 +1,16 @@
 //! The views that are kept.
 //!
 //! Invariants:
-//! - A view is kept in memory from the moment the generation is raised, as long as its durable row
-//!   says so. What only this view sees is neither dropped nor overwritten before the commit that
-//!   records its deletion.
+//! - A view is kept in memory from the moment at which the generation is raised, and for as long as
+//!   its durable row has the state [`ViewState::Kept`]. Records and pages that only this view sees
+//!   are neither dropped nor overwritten before the commit that records its deletion.
 //! - A view number is reused only after all other numbers have been used, so that the kernel never
 //!   confuses two views.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::keys::{self, Table};
-use super::permit::{Pause, Permit};
+use super::permit::{ExclusivePermit, Permit};
 use super::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use super::{Batch, Meta, MetaError, State, View};
 use crate::ids::{Generation, ViewId};
@@ -22,7 +22,7 @@ const VIEWS_MAX: usize = 4_000;
 #[derive(Debug, Default)]
 pub(super) struct Views {
     rows: BTreeMap<ViewId, ViewRecord>,
-    /// Views that are being deleted: no longer found by lookups, but still kept.
+    /// Views that are being deleted: lookups no longer return them, but they are still kept.
     hidden: BTreeSet<ViewId>,
     /// Generations of the kept views.
     kept: BTreeSet<Generation>,
@@ -37,11 +37,11 @@ impl Views {
             rows: rows.collect::<Option<_>>()?,
             ..Self::default()
         };
-        this.count();
+        this.update_kept();
         Some(this)
     }
 
-    fn count(&mut self) {
+    fn update_kept(&mut self) {
         let kept = self.rows.values().filter(|r| r.state == ViewState::Kept);
         self.kept = kept.map(|record| record.generation).collect();
     }
@@ -60,13 +60,13 @@ impl Views {
         self.kept.last().copied().unwrap_or_default()
     }
 
-    /// The views that lookups find.
-    fn seen(&self) -> impl Iterator<Item = (ViewId, &ViewRecord)> {
-        let seen = self
+    /// The views that lookups return.
+    fn visible(&self) -> impl Iterator<Item = (ViewId, &ViewRecord)> {
+        let visible = self
             .rows
             .iter()
             .filter(|(id, record)| record.state == ViewState::Kept && !self.hidden.contains(id));
-        seen.map(|(id, record)| (*id, record))
+        visible.map(|(id, record)| (*id, record))
     }
 
     fn next_id(&self, after: ViewId) -> Option<ViewId> {
@@ -83,19 +83,19 @@ impl Views {
 }
 
 impl Meta {
-    /// The right to make changes, to be held while they are made.
+    /// Takes a shared permit, which a thread holds while it makes changes.
     pub fn permit(&self) -> Permit<'_> {
         self.permits.shared()
     }
 
-    /// The right to make changes, for a thread that holds locks which other holders of a permit may
+    /// Takes a shared permit, for a thread that holds locks which other holders of a permit may
     /// wait for.
-    pub fn permit_within(&self) -> Permit<'_> {
-        self.permits.shared_within()
+    pub fn permit_holding_locks(&self) -> Permit<'_> {
+        self.permits.shared_holding_locks()
     }
 
-    /// Waits until nobody makes changes, and prevents new ones.
-    pub fn pause(&self) -> Pause<'_> {
+    /// Waits until nobody else makes changes, and keeps others from making any.
+    pub fn exclusive_permit(&self) -> ExclusivePermit<'_> {
         self.permits.exclusive()
     }
 
@@ -111,17 +111,17 @@ impl Meta {
         self.views.read().newest().max(frozen)
     }
 
-    /// The views that lookups find, in the order of their numbers.
+    /// The views that lookups return, in the order of their numbers.
     pub fn views(&self) -> Vec<(ViewId, ViewRecord)> {
         let views = self.views.read();
-        let seen = views.seen();
-        seen.map(|(id, record)| (id, record.clone())).collect()
+        let visible = views.visible();
+        visible.map(|(id, record)| (id, record.clone())).collect()
     }
 
-    /// The number of views of that kind, and when the newest was taken.
+    /// The number of visible views of that kind, and the time at which the newest was taken.
     pub fn count_views(&self, kind: ViewKind) -> (u32, Option<Timespec>) {
         let views = self.views.read();
-        let of_kind = views.seen().filter(|(_, record)| record.kind == kind);
+        let of_kind = views.visible().filter(|(_, record)| record.kind == kind);
         of_kind.fold((0, None), |(count, newest), (_, record)| {
             (count + 1, newest.max(Some(record.created)))
         })
@@ -130,12 +130,12 @@ impl Meta {
     /// The view of that kind and name.
     pub fn find_view(&self, kind: ViewKind, name: &str) -> Option<(ViewId, ViewRecord)> {
         let views = self.views.read();
-        let mut seen = views.seen();
-        let found = seen.find(|(_, record)| record.kind == kind && record.name == name);
-        found.map(|(id, record)| (id, record.clone()))
+        let mut visible = views.visible();
+        let view = visible.find(|(_, record)| record.kind == kind && record.name == name);
+        view.map(|(id, record)| (id, record.clone()))
     }
 
-    /// The view with that number, if lookups find it.
+    /// The view with that number, unless lookups no longer return it.
     pub fn view(&self, id: ViewId) -> Option<View> {
         let views = self.views.read();
         let record = views
@@ -160,15 +160,15 @@ impl Meta {
         self.views.read().kept.iter().copied().collect()
     }
 
-    /// Takes a view of the current state. Everything must have been made durable since `pause`
-    /// began. The view is durable after the next commit.
+    /// Takes a view of the current state. Everything must have been made durable since the permit
+    /// was taken. The view is durable after the next commit.
     ///
     /// # Errors
     /// Errors of applying the change. `None` if the number of views or of generations is at its
     /// limit.
     pub fn take_view(
         &self,
-        _pause: &Pause<'_>,
+        _permit: &ExclusivePermit<'_>,
         mut record: ViewRecord,
     ) -> Result<Option<(ViewId, ViewRecord)>, MetaError> {
         let mut views = self.views.write();
@@ -189,8 +189,8 @@ impl Meta {
         Ok(id.map(|id| (id, record)))
     }
 
-    /// Keeps another view of what a kept view sees. `record` is that view's record with another
-    /// name or kind.
+    /// Keeps another view of the same generation as a kept one. `record` is that view's record with
+    /// another name or kind.
     ///
     /// # Errors
     /// Errors of applying the change. `None` if the number of views is at its limit.
@@ -217,7 +217,7 @@ impl Meta {
             and(state);
         })?;
         views.rows.insert(id, record.clone());
-        views.count();
+        views.update_kept();
         Ok(Some(id))
     }
 
@@ -234,17 +234,17 @@ impl Meta {
         Ok(())
     }
 
-    /// Hides a view from lookups, or shows it again. It is kept either way.
-    pub fn hide_view(&self, id: ViewId, hidden: bool) {
-        let mut views = self.views.write();
-        if hidden {
-            views.hidden.insert(id);
-        } else {
-            views.hidden.remove(&id);
-        }
+    /// Hides a view from lookups. It is still kept.
+    pub fn hide_view(&self, id: ViewId) {
+        self.views.write().hidden.insert(id);
     }
 
-    /// Records that a hidden view is deleted. It is kept until [`Self::release_view`].
+    /// Shows a hidden view to lookups again.
+    pub fn unhide_view(&self, id: ViewId) {
+        self.views.write().hidden.remove(&id);
+    }
+
+    /// Records that a hidden view has been deleted. It is kept until [`Self::release_view`].
     ///
     /// # Errors
     /// The errors of [`Meta::apply`].
@@ -271,10 +271,10 @@ impl Meta {
         if let Some(record) = views.rows.get_mut(&id) {
             record.state = ViewState::Leaving;
         }
-        views.count();
+        views.update_kept();
     }
 
-    /// Removes the row of a view whose records are gone.
+    /// Removes the row of a deleted view whose records have been removed.
     pub fn remove_view(&self, batch: &mut Batch, id: ViewId) {
         batch.change(Table::View, keys::view(id), None);
     }

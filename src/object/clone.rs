@@ -1,10 +1,12 @@
-//! Copying within the volume: whole chunks by hard links, the rest by bytes.
+//! Copying within the volume: the objects of whole chunks are linked, and the rest is copied as
+//! bytes.
 //!
-//! A linked chunk is marked `shared` in both files before either may be written again, so that no
-//! two histories ever write under one crypto id. Order: the source is durable; the links and their
-//! names are durable; then both records change in one batch.
+//! A linked chunk is marked `shared` in both files before either may be written again. So two files
+//! never write different contents under one crypto id. Order: the source is durable; the links and
+//! their names are durable; then both records change in one batch.
 
 use super::file::{Chunk, Extent, File};
+use super::read::SeekWhence;
 use super::truncate::FreedSpace;
 use super::write::Attempt;
 use super::{Contents, FILE_BYTES_MAX, ObjectError, chunk_at, chunk_start};
@@ -17,7 +19,7 @@ use crate::planted::{Bug, planted};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
-/// A last chunk shorter than this is copied by bytes, since a link costs a sync.
+/// A last chunk that is shorter is copied as bytes, since a link costs a sync.
 const LINK_BYTES_MIN: u64 = 1 << 20;
 
 /// A range to copy: offsets in the source and in the target, and the length, in bytes.
@@ -68,8 +70,8 @@ impl Contents {
             match self.copy_piece(from, to, rest, now, &mut copied) {
                 Ok(0) => break,
                 Ok(more) => copied.bytes += more,
-                // Report the bytes copied so far, or the kernel's cache would go on showing the old
-                // contents.
+                // The caller must get the number of bytes copied so far. Otherwise the kernel's
+                // cache would continue to show the old contents.
                 Err(_) if at > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -77,7 +79,7 @@ impl Contents {
         Ok(copied.bytes)
     }
 
-    /// Copies some bytes of a range and returns how many.
+    /// Copies the first bytes of a range and returns how many; 0 at the end of the source.
     fn copy_piece(
         &self,
         from: &File,
@@ -109,7 +111,7 @@ impl Contents {
                 return Ok(piece);
             }
         }
-        let hole_bytes = match self.seek(from, source, false)? {
+        let hole_bytes = match self.seek(from, source, SeekWhence::Data)? {
             Some(data) => (data - source).min(len),
             None => len,
         };
@@ -120,9 +122,9 @@ impl Contents {
         let buffer = &mut copied.buffer;
         buffer.resize(COPY_BYTES, 0);
         let piece_len = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
-        let got = self.read(from, source, &mut buffer[..piece_len])?;
-        self.write(to, target, &buffer[..got], Some(now))?;
-        Ok(got as u64)
+        let count = self.read(from, source, &mut buffer[..piece_len])?;
+        self.write(to, target, &buffer[..count], Some(now))?;
+        Ok(count as u64)
     }
 
     /// Makes the target range a hole, as the source has one.
@@ -152,7 +154,7 @@ impl Contents {
         aligned && (whole || last) && (from.ino, source) != (to.ino, target)
     }
 
-    /// Links the objects of one chunk. False if they must be copied instead.
+    /// Links the objects of one chunk. False if its bytes must be copied instead.
     fn link_chunk(
         &self,
         from: &File,
@@ -178,7 +180,7 @@ impl Contents {
         range: CopyRange,
         now: Timespec,
     ) -> Result<Attempt<bool>, ObjectError> {
-        const COPIED: Attempt<bool> = Attempt::Done(false);
+        const NOT_LINKED: Attempt<bool> = Attempt::Done(false);
         let (source, target) = (chunk_at(range.source), chunk_at(range.target));
         // A kept view does not change, but the live file may use the same parts.
         let live = self.live_file_of(from)?;
@@ -192,9 +194,9 @@ impl Contents {
         let _first = first.gate.write();
         let _second = second.gate.write();
         // Either file may have changed since it was checked.
-        let there = from.size() >= range.source + range.len;
-        if !there || !self.may_link(from, to, range) {
-            return Ok(COPIED);
+        let is_in_source = from.size() >= range.source + range.len;
+        if !is_in_source || !self.may_link(from, to, range) {
+            return Ok(NOT_LINKED);
         }
         // Both gates stay held until the file is longer. Otherwise bytes that a concurrent truncate
         // leaves behind would become visible.
@@ -212,14 +214,14 @@ impl Contents {
             parts_to_link(&Self::chunk_of(source, from.size(), record))
         };
         let Some(parts) = parts else {
-            return Ok(COPIED);
+            return Ok(NOT_LINKED);
         };
         let is_reserved = |chunk: &Chunk| !chunk.reserved.is_empty();
         if to.state.lock().chunks.get(&target).is_some_and(is_reserved) {
-            return Ok(COPIED);
+            return Ok(NOT_LINKED);
         }
         let Some(parts) = self.link_parts(visible_parts(parts))? else {
-            return Ok(COPIED);
+            return Ok(NOT_LINKED);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
         if let Err(error) = self.record_link(changing, to, range, parts, now) {
@@ -329,8 +331,8 @@ impl Contents {
     }
 }
 
-/// The parts without pages that newer ones hide, which may have been given back, and without parts
-/// of which nothing is left.
+/// The parts without hidden pages, which may have been given back already, and without parts of
+/// which nothing is left.
 pub(crate) fn visible_parts(mut parts: Vec<Part>) -> Vec<Part> {
     let mut hidden = PageSet::new();
     for part in &mut parts {

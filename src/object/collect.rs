@@ -18,7 +18,7 @@ use crate::planted::{Bug, planted};
 
 /// Pages to remove from an object's file once a batch is durable.
 #[derive(Debug)]
-pub struct DeferredPunch {
+pub(super) struct DeferredPunch {
     pub(super) ino: Ino,
     pub(super) index: ChunkIndex,
     pub(super) id: PartId,
@@ -33,7 +33,7 @@ impl Contents {
             .extend(punch.map(|punch| (batch, punch)));
     }
 
-    /// True if something waits for a commit, or for [`Self::collect`], to be given back.
+    /// True if there is space to give back, now or after a commit.
     ///
     /// # Errors
     /// The metadata cannot be read.
@@ -50,10 +50,10 @@ impl Contents {
         let _one = self.collecting.lock();
         let due = {
             let mut deferred_punches = self.deferred_punches.lock();
-            let (due, wait) = deferred_punches.drain(..).partition(|(batch, _)| {
+            let (due, waiting) = deferred_punches.drain(..).partition(|(batch, _)| {
                 planted(Bug::PunchBeforeCommit) || self.meta.is_durable(*batch)
             });
-            *deferred_punches = wait;
+            *deferred_punches = waiting;
             let due: Vec<(BatchNumber, DeferredPunch)> = due;
             due
         };
@@ -73,9 +73,9 @@ impl Contents {
         };
         let _permit = self.meta.permit();
         let _gate = file.gate.read();
-        // Pages that were written again, committed and removed again are still in the committed
-        // record. With the gate held, whoever removed them has queued a later entry for this
-        // object, so this one waits for that batch too.
+        // Pages that were written again, committed and removed again may still be in the committed
+        // record. The thread that removed them has queued a later entry for this object, since the
+        // gate is held here. So this entry waits for the batch of that one too.
         {
             let mut deferred_punches = self.deferred_punches.lock();
             let waiting = deferred_punches
@@ -99,7 +99,7 @@ impl Contents {
             };
             match chunk.newest() {
                 // The part was removed, shared or replaced: it must not be touched any more.
-                Some(part) if part.id == punch.id && self.writable(chunk) => {
+                Some(part) if part.id == punch.id && self.is_writable(chunk) => {
                     absent_runs(&chunk.backed(), punch.pages.clone())
                 }
                 _ => return Ok(()),
@@ -137,7 +137,7 @@ impl Contents {
             else {
                 return Err(MetaError::Corrupt("garbage").into());
             };
-            // One object that cannot be removed does not keep the others waiting.
+            // If one object cannot be removed, the others are removed all the same.
             match self.objects.unlink(name) {
                 Ok(()) => self.meta.remove_garbage(&mut batch, number),
                 Err(error) => {
@@ -152,6 +152,7 @@ impl Contents {
     }
 }
 
+/// The runs of pages in the range that are not in the set.
 pub(super) fn absent_runs(present: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
     let mut runs = Vec::new();
     let mut page = pages.start;

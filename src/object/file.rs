@@ -1,4 +1,4 @@
-//! In-memory state of one file's contents: what is there now, and what of it is durable.
+//! In-memory state of one file's contents: its pages now, and those that are durable.
 //!
 //! Invariants (*ordered presence*):
 //! - `pages` of the newest part is what readers see. `durable` is the subset that a completed
@@ -10,8 +10,8 @@
 //!   reserved until it is durable, so that the reservation survives a power cut between the two.
 //!
 //! Locks, outermost first: `syncing`, `gate`, the inode's lock in [`Meta`](crate::meta::Meta),
-//! `state`. Page locks of objects are taken before `state` and held during I/O on contents; `state`
-//! never is. Publishing reads metadata records, mostly from memory, with `state` held.
+//! `state`. Page locks of objects are taken before `state`. They are held during I/O on contents;
+//! `state` never is. `state` is held while publishing reads metadata records, mostly from memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub enum Extent {
     },
 }
 
-/// One chunk of a live file.
+/// One chunk of a file.
 #[derive(Debug)]
 pub struct Chunk {
     /// Generation of the record that it was read from or last published as, or in which its newest
@@ -217,7 +217,7 @@ impl Chunk {
         pages
     }
 
-    /// True if something is not covered by a sync yet.
+    /// True if something waits for a sync.
     pub fn needs_sync(&self) -> bool {
         !self.named
             || !self.unsynced.is_empty()
@@ -236,18 +236,18 @@ pub struct FileState {
     pub durable_size: u64,
     /// Length that the sync under way covers.
     pub syncing_size: u64,
-    /// Pages that are sealed or have space set aside, now.
+    /// Pages that are sealed or reserved now.
     pub pages: u64,
     /// Time of the last write that is not published.
     pub written: Option<Timespec>,
-    /// Chunks looked at so far; one that is not here is as its record says.
+    /// Chunks in memory. A chunk that is not here is as its record describes.
     pub chunks: BTreeMap<ChunkIndex, Chunk>,
     /// The inode is gone.
     pub removed: bool,
 }
 
 impl FileState {
-    /// The state of a file as its inode's record says.
+    /// The state of a file as its inode's record describes it.
     pub fn new(size: u64, pages: u64) -> Self {
         Self {
             size,
@@ -260,7 +260,7 @@ impl FileState {
         }
     }
 
-    /// True when a sync or a publication has something to do.
+    /// True if something is not durable or not published.
     pub fn is_dirty(&self) -> bool {
         !self.removed
             && (self.size != self.durable_size
@@ -271,32 +271,32 @@ impl FileState {
                     .any(|chunk| chunk.changed || chunk.needs_sync()))
     }
 
-    /// True when nothing waits for the disk, so that the state may be published as it is.
+    /// True if nothing waits for a sync, so that the state may be published as it is.
     pub fn is_synced(&self) -> bool {
         !self.chunks.values().any(Chunk::needs_sync)
     }
 }
 
-/// A live file.
+/// A file of the live view or of a kept one.
 #[derive(Debug)]
 pub struct File {
     /// Its inode.
     pub ino: Ino,
-    /// The view it is seen in.
+    /// The view that it belongs to.
     pub view: View,
-    /// Shared by reads and writes; exclusive for what must not meet them: truncate, punch,
-    /// restructuring, sharing, removal.
+    /// Held shared by reads and writes, and exclusively by operations that exclude them: truncate,
+    /// punch, replacing the list of parts, linking, removal.
     pub gate: RwLock<()>,
     /// Held by the one sync under way.
     pub syncing: Arc<Mutex<()>>,
     /// Held while a part is put on top of a chunk.
     pub growing: Mutex<()>,
-    /// What is known.
+    /// The state of its contents.
     pub state: Mutex<FileState>,
 }
 
 impl File {
-    /// A file as its inode's record says.
+    /// A file as its inode's record describes it.
     pub fn new(ino: Ino, view: View, size: u64, pages: u64) -> Self {
         Self {
             ino,

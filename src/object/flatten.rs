@@ -12,7 +12,7 @@
 //! or merged by another thread), the copy is discarded.
 //!
 //! Order: pages of the merged object, fdatasync, `sync_dir` of its name, then one batch with the
-//! record that names it and with the old names as garbage. A page of an older part is left out only
+//! record that names it and with the old names as garbage. A page of an older part is omitted only
 //! if a *durable* page of the newest part hides it: that page is part of the same record.
 //!
 //! **How much is merged** ([`merge_count`]) is size-tiered. A part without visible pages leaves the
@@ -20,19 +20,19 @@
 //! the parts below the newest are collected from the top: as many as bring the list back to that
 //! length, and further ones while the visible pages of the next part are at most [`GROWTH`] times
 //! those collected above it. So a large old part is not rewritten for the sake of a few pages.
-//! Beyond what the length requires, which concerns the small parts on top, a page is copied only
-//! into an object at least 1½ times as large as its former one, and thus only a few times until it
-//! is in the largest. For a chunk of 1041 pages with a snapshot between any two rounds of writing,
-//! the pages copied per page written are (the test below has the bounds): 13 if each round changes
-//! one page, 7 for five pages, 3 for fifty, less than one for three hundred, none if all are
-//! overwritten.
+//! Apart from the merges that the length requires, which concern the small parts on top, a page is
+//! copied only into an object at least 1½ times as large as its former one, and thus only a few
+//! times until it is in the largest. For a chunk of 1041 pages with a snapshot between any two
+//! rounds of writing, the pages copied per page written are (the test below has the bounds): 13 if
+//! each round changes one page, 7 for five pages, 3 for fifty, less than one for three hundred,
+//! none if all are overwritten.
 //!
 //! **Space**: hidden pages are not copied. The parts of one list hold at most about 2½ times the
 //! pages that are visible in it. While kept views see the former parts, copied pages take space
 //! twice, which is the other reason to copy little.
 //!
-//! In the background a turn copies a bounded number of pages. In the foreground, with the gate held
-//! exclusively, a writer merges only if the record could not hold one more part.
+//! In the background, each call copies a bounded number of pages. In the foreground, with the gate
+//! held exclusively, a writer merges only if the record could not hold one more part.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -48,7 +48,8 @@ use crate::sealed::PAYLOAD_BYTES;
 
 /// Maximum number of parts of a list that is not merged.
 const PARTS_FLAT: usize = 5;
-/// How much larger than the parts above it a part may be to be merged voluntarily.
+/// A part that need not be merged is merged if it has at most this many times the pages of the
+/// merged parts above it.
 const GROWTH: u32 = 2;
 /// Maximum number of queued chunks. A chunk that does not fit is queued again when its record is
 /// next read, or when it gets a part.
@@ -102,7 +103,16 @@ impl Plan {
     }
 }
 
-/// A plan whose pages are copied, though not durably.
+/// How the file's gate is held while pages are copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CopyGate {
+    /// The caller holds it exclusively.
+    HeldExclusively,
+    /// The copy takes it shared for each run of pages.
+    SharedPerRun,
+}
+
+/// A plan whose pages have been copied and are not durable yet.
 struct Merged {
     file: Arc<File>,
     index: ChunkIndex,
@@ -113,7 +123,7 @@ struct Merged {
 impl Contents {
     /// Queues a chunk that got a part, if its list is long enough.
     pub(super) fn queue_new_part(&self, file: &File, index: ChunkIndex, chunk: &Chunk) {
-        // Of two parts, the older one is hidden only by what is being written.
+        // Of two parts, the older one is hidden only by pages that are being written now.
         self.queue_if_long(file, index, chunk, 3);
     }
 
@@ -205,7 +215,7 @@ impl Contents {
         }
         let id = self.objects.create(&self.meta)?;
         let made = self
-            .copy_runs(file, index, &plan, id, true)
+            .copy_runs(file, index, &plan, id, CopyGate::HeldExclusively)
             .and_then(|_| self.sync_merged(id))
             .and_then(|()| self.objects.sync_names());
         if let Err(error) = made {
@@ -229,7 +239,7 @@ impl Contents {
         let mut part = None;
         if !plan.copies.is_empty() {
             let id = self.objects.create(&self.meta)?;
-            let copied = self.copy_runs(&file, index, &plan, id, false);
+            let copied = self.copy_runs(&file, index, &plan, id, CopyGate::SharedPerRun);
             if !matches!(copied, Ok(true)) {
                 self.objects.unlink(id.name)?;
                 copied?;
@@ -255,15 +265,14 @@ impl Contents {
         Ok(chunk.and_then(plan_merge))
     }
 
-    /// Copies the plan's pages into a fresh object. False if the parts have changed. `alone`: the
-    /// caller holds the gate exclusively.
+    /// Copies the plan's pages into a fresh object. False if the parts have changed.
     fn copy_runs(
         &self,
         file: &File,
         index: ChunkIndex,
         plan: &Plan,
         to: PartId,
-        alone: bool,
+        gate: CopyGate,
     ) -> Result<bool, ObjectError> {
         let object = self.open_object(to)?;
         let mut buffer = Vec::new();
@@ -271,7 +280,7 @@ impl Contents {
             let start = page_bytes(run.start).start;
             buffer.resize((run.end - run.start) as usize * PAYLOAD_BYTES, 0);
             {
-                let _gate = (!alone).then(|| file.gate.read());
+                let _gate = (gate == CopyGate::SharedPerRun).then(|| file.gate.read());
                 if !is_as_planned(file, index, plan) {
                     return Ok(false);
                 }
@@ -417,17 +426,17 @@ fn plan_merge(chunk: &Chunk) -> Option<Plan> {
 /// pages of each: none, or at least two.
 fn merge_count(visible: &[u32]) -> usize {
     // The newest part and the merged one are in the list too.
-    let forced = (visible.len() + 2).saturating_sub(PARTS_FLAT);
-    if forced < 2 {
+    let required = (visible.len() + 2).saturating_sub(PARTS_FLAT);
+    if required < 2 {
         return 0;
     }
-    let mut gathered: u32 = visible.iter().take(forced).sum();
-    let more = visible.iter().skip(forced).take_while(|next| {
-        let merges = **next <= gathered.saturating_mul(GROWTH);
-        gathered = gathered.saturating_add(**next);
+    let mut merged_pages: u32 = visible.iter().take(required).sum();
+    let more = visible.iter().skip(required).take_while(|next| {
+        let merges = **next <= merged_pages.saturating_mul(GROWTH);
+        merged_pages = merged_pages.saturating_add(**next);
         merges
     });
-    forced + more.count()
+    required + more.count()
 }
 
 #[cfg(test)]
@@ -437,7 +446,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn which_parts_are_merged() {
+    fn small_parts_on_top_are_merged() {
         assert_eq!(merge_count(&[]), 0);
         assert_eq!(merge_count(&[1, 1, 1, 1]), 0);
         // One part too many: the two on top are merged, and those that are not much larger.
@@ -508,7 +517,7 @@ mod tests {
 
     /// A restore can put another part on top of the same older ones.
     #[test]
-    fn a_plan_holds_below_the_part_that_hides_pages() {
+    fn a_plan_is_valid_below_the_part_that_hides_pages() {
         let part = |number: u8, page: u32| {
             let mut pages = PageSet::new();
             pages.insert(page..page + 1);
@@ -582,7 +591,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_gets_short_and_large_old_parts_stay(
+        fn a_list_becomes_short_and_large_old_parts_are_not_merged(
             visible in prop::collection::vec(1..=CHUNK_PAGES, 0..8)
         ) {
             let merged = merge_count(&visible);

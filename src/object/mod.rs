@@ -43,11 +43,12 @@ use crate::sealed::{ContentsFile, LogOnce, SealedError};
 use crate::store::Store;
 
 pub(crate) use clone::visible_parts;
-pub use collect::DeferredPunch;
+use collect::DeferredPunch;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
 pub(crate) use objects::{folder_path, object_path, root_path};
+pub use read::SeekWhence;
 pub(crate) use read::{RUN_PAGES, page_range, page_runs};
 pub use truncate::FreedSpace;
 pub use verify::{Fault, FaultKind};
@@ -139,10 +140,10 @@ pub struct Contents {
     objects: Objects,
     /// Known files of the live view and of kept views.
     files: Mutex<HashMap<(View, Ino), Arc<File>>>,
-    /// Files that were loaded since the last sync of all files began.
+    /// Number of files that were loaded since the last sync of all files began.
     recent: AtomicUsize,
-    /// Files whose contents must be durable before the next commit, each with the number of
-    /// requests.
+    /// Files whose contents must be durable before the next commit
+    /// ([`Contents::order_before_commit`]), each with the number of requests.
     ordered: Mutex<BTreeMap<Ino, u64>>,
     /// Pages to give back to the backing filesystem once a batch is durable.
     deferred_punches: Mutex<Vec<(BatchNumber, DeferredPunch)>>,
@@ -153,8 +154,8 @@ pub struct Contents {
     /// Pages that are sealed or reserved now. The counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<u64>,
-    /// Objects, and pages of them, that the log knows not to open.
-    told: LogOnce<(ObjectName, Option<PageIndex>)>,
+    /// Objects, and pages of them, whose failure to open was logged.
+    logged: LogOnce<(ObjectName, Option<PageIndex>)>,
 }
 
 impl Contents {
@@ -178,7 +179,7 @@ impl Contents {
             flatten_queue: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit),
-            told: LogOnce::default(),
+            logged: LogOnce::default(),
         }
     }
 
@@ -187,9 +188,9 @@ impl Contents {
         &self.objects
     }
 
-    /// The live file of an inode. Its record is read under the lock of the known files: a record
-    /// that was read earlier may be older than what a file that was forgotten meanwhile has
-    /// published.
+    /// The live file of an inode. Its record is read under the lock of the known files: meanwhile
+    /// no other thread can load the file, publish a newer record, and drop the file from memory
+    /// again.
     ///
     /// # Errors
     /// [`ObjectError::Removed`] if the inode does not exist; [`ObjectError::Meta`] if its record
@@ -280,9 +281,9 @@ impl Contents {
         }
     }
 
-    /// Resets the in-memory state of live files from their records. The caller makes sure that
-    /// nothing of these files waits for the disk and that nothing changes them. Readers rely on the
-    /// chunks they loaded, so each file's gate is held exclusively.
+    /// Resets the in-memory state of live files from their records. The caller makes sure that all
+    /// of these files are synced and that nothing changes them. Readers rely on the chunks that
+    /// they loaded, so each file's gate is held exclusively.
     ///
     /// # Errors
     /// A record cannot be read. Files before it in the iterator are reset.
@@ -316,12 +317,13 @@ impl Contents {
             .cast_unsigned()
     }
 
-    /// Requires that a file's contents be durable before the next commit.
-    pub fn order(&self, ino: Ino) {
+    /// Requires that a file's contents be durable before the next commit. The file is *ordered*
+    /// until [`Self::sync_ordered`] has synced it.
+    pub fn order_before_commit(&self, ino: Ino) {
         *self.ordered.lock().entry(ino).or_default() += 1;
     }
 
-    /// True if no file has to be synced before a commit.
+    /// True if no file is ordered, so a commit need not wait for a sync.
     pub fn none_ordered(&self) -> bool {
         self.ordered.lock().is_empty()
     }
@@ -329,7 +331,7 @@ impl Contents {
     /// Opens an object, and logs the first failure.
     fn open_object(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
         self.objects.open(id).inspect_err(|error| {
-            if self.told.first_time((id.name, None)) {
+            if self.logged.first_time((id.name, None)) {
                 let folder = format_args!("{:08x}", id.name.folder.0);
                 tracing::error!(
                     object = %id.name.object,
@@ -345,7 +347,7 @@ impl Contents {
     fn page_error(&self, object: ObjectName, source: SealedError) -> ObjectError {
         let page = source.page();
         let error = ObjectError::Page { object, source };
-        if self.told.first_time((object, page)) {
+        if self.logged.first_time((object, page)) {
             let (folder, page) = (
                 format_args!("{:08x}", object.folder.0),
                 page.map(|page| page.0),
@@ -361,6 +363,7 @@ impl Contents {
         error
     }
 
+    /// Adds to the number of pages of the file and of the volume.
     fn account(&self, state: &mut FileState, change: i64) {
         let pages = state.pages.saturating_add_signed(change);
         // The inode's record cannot encode more.
@@ -368,13 +371,13 @@ impl Contents {
         self.used_pages.fetch_add(change, Ordering::Relaxed);
     }
 
-    /// Fails if the volume's limit does not allow that many more pages.
+    /// Checks that the volume's limit allows that many more pages.
     fn check_space(&self, more_pages: i64) -> Result<(), ObjectError> {
         self.check_limit(more_pages, 0)
     }
 
-    /// Checks that the volume's limit allows that many more bytes of records. `to_write` asks for
-    /// one page in addition, for an inode that is about to be written: the write itself would
+    /// Checks that the volume's limit allows that many more bytes of records, and so many pages in
+    /// addition. The pages are for a file that is about to be written: the write itself would
     /// report the full volume too late, since write(2) returns before its bytes have space.
     ///
     /// # Errors
@@ -383,13 +386,13 @@ impl Contents {
     pub fn check_space_for_records(
         &self,
         more_bytes: i64,
-        to_write: bool,
+        more_pages: i64,
     ) -> Result<(), ObjectError> {
         match more_bytes {
             ..=0 => Ok(()),
             more => {
                 self.meta.check_ballast()?;
-                self.check_limit(i64::from(to_write), more)
+                self.check_limit(more_pages, more)
             }
         }
     }
@@ -439,7 +442,7 @@ impl Contents {
         size: u64,
         record: Option<(crate::ids::Generation, ExtentRecord)>,
     ) -> Chunk {
-        let end_page = pages_touching(0..bytes_here(size, index)).end;
+        let end_page = pages_touching(0..bytes_in_chunk(size, index)).end;
         match record {
             None => Chunk::from_record(crate::ids::Generation(0), None, end_page),
             Some((generation, record)) => Chunk::from_record(generation, Some(record), end_page),
@@ -448,7 +451,7 @@ impl Contents {
 
     /// True if the newest part may be written in place: no kept view sees the extent, no other file
     /// links it, and it is sealed under the active key set.
-    fn writable(&self, chunk: &Chunk) -> bool {
+    fn is_writable(&self, chunk: &Chunk) -> bool {
         let file::Extent::Parts {
             shared: false,
             parts,
@@ -463,8 +466,8 @@ impl Contents {
     }
 }
 
-/// Splits a byte range of a file into pieces that each lie in one chunk. Yields the chunk and the
-/// range within it.
+/// Splits a byte range of a file into pieces that each lie in one chunk. Each item is the chunk and
+/// the range of bytes within it.
 fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (ChunkIndex, std::ops::Range<u64>)> {
     let end = offset + len;
     let mut at = offset;
@@ -491,7 +494,7 @@ fn chunk_start(index: ChunkIndex) -> u64 {
 }
 
 /// Number of bytes that a file of this size has in a chunk.
-fn bytes_here(size: u64, index: ChunkIndex) -> u64 {
+fn bytes_in_chunk(size: u64, index: ChunkIndex) -> u64 {
     size.saturating_sub(chunk_start(index)).min(CHUNK_BYTES)
 }
 

@@ -6,11 +6,11 @@
 //! lost (`bilayer salvage`). A linked object has a random name.
 //!
 //! Invariants: an object's file is created once, and its crypto id is drawn with it. Open files are
-//! a bounded cache and independent of descriptors of users. A commit may name a new object only
-//! after [`Objects::sync_names`]. An object that was written stays open until it is synced: the
-//! kernel reports a failed write to the descriptors that are open then, so an object that is closed
-//! and opened again for its sync may never learn of it. If all open objects wait for their sync,
-//! whoever needs another one syncs some first ([`super::open_objects`]).
+//! a bounded cache, however many files users have open. A commit may name a new object only after
+//! [`Objects::sync_names`]. An object that was written stays open until it is synced: the kernel
+//! reports a failed write to the descriptors that are open then, and may not report it to a
+//! descriptor that is opened later for the sync. If all open objects wait for their sync, a thread
+//! that needs another one syncs some first ([`super::open_objects`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -140,7 +140,7 @@ impl Objects {
                 );
             }
             if !self.open.close_some() {
-                self.open.sync_some();
+                self.open.make_space();
                 std::thread::sleep(RETRY_DELAY);
             }
             tries += 1;
@@ -183,7 +183,7 @@ impl Objects {
         Ok(id)
     }
 
-    /// Gives an object a second name. The name is durable after [`Self::sync_names`].
+    /// Gives an object a second name. The name is durable after the next `sync_names`.
     ///
     /// # Errors
     /// The store refuses the link, or no folder number can be allocated.
@@ -243,7 +243,7 @@ impl Objects {
     ///
     /// # Errors
     /// A folder cannot be synced. All folders of this call are synced again by the next one.
-    pub fn sync_names(&self) -> Result<(), ObjectError> {
+    pub(super) fn sync_names(&self) -> Result<(), ObjectError> {
         // A concurrent caller must not return before this sync is complete.
         let _one = self.syncing.lock();
         let folders = std::mem::take(&mut *self.unsynced.lock());
@@ -341,7 +341,7 @@ impl Objects {
             .collect())
     }
 
-    /// Makes new objects go into folders after this one.
+    /// Makes new objects be created in folders after this one.
     pub fn begin_after(&self, newest: FolderNumber) {
         *self.first_folder.lock() = FolderNumber(newest.0.saturating_add(1));
         *self.folder.lock() = Folder {
@@ -355,8 +355,8 @@ impl Objects {
         *self.first_folder.lock()
     }
 
-    /// Lists the folders of objects. Anybody may have put other names into `objects/`: a name that
-    /// this program would not give, or a number that it would never reach, is skipped.
+    /// Lists the folders of objects. Other programs may have created other names in `objects/`:
+    /// names in another form, and numbers that this program would never reach, are skipped.
     ///
     /// # Errors
     /// `objects/` cannot be listed.
@@ -374,7 +374,7 @@ impl Objects {
             .collect())
     }
 
-    /// Removes empty folders, except the one in use.
+    /// Removes empty folders, except the folder of the newest objects.
     ///
     /// # Errors
     /// `objects/` cannot be listed.
@@ -391,6 +391,7 @@ impl Objects {
         Ok(())
     }
 
+    /// The folder for one more object; creates a new one when it is full.
     fn allocate_folder_slot(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
         let mut folder = self.folder.lock();
         if folder.used == 0 || folder.used >= Self::FOLDER_OBJECTS {

@@ -10,8 +10,8 @@
 //!
 //! The bound is exceeded only by objects that are in use at the same moment.
 //!
-//! A thread that finds the cache full of unsynced objects waits for a sync, behind everything that
-//! others have written. Therefore a sync in the background is requested
+//! A thread that finds the cache full of unsynced objects waits until everything that others have
+//! written is synced, too. Therefore a sync in the background is requested
 //! ([`OpenObjects::is_sync_due`]) when half of the bound is unsynced: the other half is for objects
 //! that are opened meanwhile.
 
@@ -103,9 +103,11 @@ impl OpenObjects {
     pub(super) fn sync(&self, names: impl Iterator<Item = ObjectName>) -> Result<(), ObjectError> {
         let unsynced: Vec<_> = {
             let open = self.open.lock();
-            let found = names.filter_map(|name| Some((name, open.peek(&name)?)));
-            let unsynced = found.filter(|(_, object)| object.is_unsynced());
-            unsynced.map(|(name, it)| (name, Arc::clone(it))).collect()
+            let opened = names.filter_map(|name| Some((name, open.peek(&name)?)));
+            let unsynced = opened.filter(|(_, object)| object.is_unsynced());
+            unsynced
+                .map(|(name, object)| (name, Arc::clone(object)))
+                .collect()
         };
         if unsynced.len() >= SYNC_ALL_FROM && self.store.sync_policy().is_at_once() {
             return self.sync_at_once();
@@ -123,15 +125,14 @@ impl OpenObjects {
             return PutOutcome::Open(Arc::clone(first));
         }
         while open.len() >= self.open_max.load(Ordering::Relaxed) {
-            let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
-            let mut unused = open.iter().rev().filter(|(_, object)| idle(object));
+            let mut unused = open.iter().rev().filter(|(_, object)| is_idle(object));
             let mut wait_for_sync = false;
-            let may_go = unused.find(|(_, object)| {
-                let may_go = self.may_close(object);
-                wait_for_sync |= !may_go;
-                may_go
+            let closable = unused.find(|(_, object)| {
+                let may_close = self.may_close(object);
+                wait_for_sync |= !may_close;
+                may_close
             });
-            match may_go.map(|(name, _)| *name) {
+            match closable.map(|(name, _)| *name) {
                 Some(name) => closed.extend(open.pop(&name)),
                 None if wait_for_sync && !exceed => return PutOutcome::NeedsSync,
                 None => break,
@@ -167,11 +168,10 @@ impl OpenObjects {
     pub(super) fn close_some(&self) -> bool {
         let mut closed = Vec::new();
         let mut open = self.open.lock();
-        let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
         let names: Vec<_> = open
             .iter()
             .rev()
-            .filter(|(_, object)| idle(object) && self.may_close(object))
+            .filter(|(_, object)| is_idle(object) && self.may_close(object))
             .map(|(name, _)| *name)
             .collect();
         for name in names.iter().take(names.len().div_ceil(2)) {
@@ -184,31 +184,27 @@ impl OpenObjects {
         !closed.is_empty()
     }
 
-    /// Syncs objects so that some can be closed.
-    pub(super) fn sync_some(&self) {
-        self.make_space();
-    }
-
-    /// Objects that cannot be synced any more, since writing has ended, may be closed: nothing is
-    /// ever built on them.
+    /// True if the object has nothing that waits for a sync, or if writing has ended: no commit
+    /// relies on the object then.
     fn may_close(&self, object: &ContentsFile) -> bool {
         let writing = self.meta.as_ref();
         !object.is_unsynced() || writing.is_none_or(|meta| meta.check_writable().is_err())
     }
 
-    /// Syncs the least recently used object, or many at once if that costs the same.
-    fn make_space(&self) {
+    /// Makes sure that some object may be closed: syncs the least recently used one, or many at
+    /// once if that costs the same.
+    pub(super) fn make_space(&self) {
         let at_once = self.store.sync_policy().is_at_once();
         // A thread that had to wait here benefits from the sync of another.
         let _turn = at_once.then(|| self.making_space.lock());
         let (oldest, unsynced) = {
             let open = self.open.lock();
-            let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
-            let mut unused = open.iter().rev().filter(|(_, object)| idle(object));
+            let mut unused = open.iter().rev().filter(|(_, object)| is_idle(object));
             if unused.clone().any(|(_, object)| self.may_close(object)) {
                 return;
             }
-            let oldest = unused.next().map(|(name, it)| (*name, Arc::clone(it)));
+            let oldest = unused.next();
+            let oldest = oldest.map(|(name, object)| (*name, Arc::clone(object)));
             let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
             (oldest, unsynced.count())
         };
@@ -240,6 +236,11 @@ impl OpenObjects {
         }
         Ok(())
     }
+}
+
+/// True if only the cache holds the object.
+fn is_idle(object: &Arc<ContentsFile>) -> bool {
+    Arc::strong_count(object) == 1
 }
 
 fn sync_one(object: ObjectName, contents: &ContentsFile) -> Result<(), ObjectError> {

@@ -8,17 +8,18 @@ use crate::ids::{ChunkIndex, PageIndex};
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 
-/// A read of at least this length comes from a sequential reader, be it a program or the kernel ...
-const LONG_READ_BYTES: u64 = 64 << 10;
-/// ... and with this many segments it alternates between objects.
+/// Pages are read ahead if a read has at least this length, as sequential readers (programs and the
+/// kernel) use ...
+const READ_AHEAD_BYTES_MIN: u64 = 64 << 10;
+/// ... and at least this many segments, which means that it alternates between objects.
 const READ_AHEAD_SEGMENTS_MIN: usize = 3;
-/// Pages behind such a read that are read ahead: half a MiB.
-const AHEAD_PAGES: u32 = 128;
+/// Pages after such a read that are read ahead: half a MiB.
+const READ_AHEAD_PAGES: u32 = 128;
 
-/// Pages that are read or written with one call, at most.
+/// Limit on the pages that are read or written with one call.
 pub(crate) const RUN_PAGES: u32 = 256;
 
-/// Where the bytes of a segment come from.
+/// The source of the bytes of a segment.
 enum Source {
     /// They are zeros.
     Zeros,
@@ -26,10 +27,19 @@ enum Source {
     Part(PartId),
 }
 
-/// A byte range of a chunk with one source.
+/// A byte range of a chunk whose bytes have one source.
 struct ReadSegment {
     bytes: Range<u64>,
     source: Source,
+}
+
+/// The `whence` values of `lseek` that a filesystem handles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SeekWhence {
+    /// `SEEK_DATA`.
+    Data,
+    /// `SEEK_HOLE`.
+    Hole,
 }
 
 impl Contents {
@@ -71,9 +81,9 @@ impl Contents {
                 state.chunks.get(&index).map(|chunk| &chunk.extent)
             {
                 let from = inline.len().min(start as usize);
-                let have = (inline.len() - from).min(out.len());
-                out[..have].copy_from_slice(&inline[from..from + have]);
-                out[have..].fill(0);
+                let count = (inline.len() - from).min(out.len());
+                out[..count].copy_from_slice(&inline[from..from + count]);
+                out[count..].fill(0);
                 return Ok(());
             }
             plan_read(&state, index, bytes, &mut segments);
@@ -101,7 +111,7 @@ impl Contents {
             return Ok(());
         };
         if segments.len() < READ_AHEAD_SEGMENTS_MIN
-            || last.bytes.end - first.bytes.start < LONG_READ_BYTES
+            || last.bytes.end - first.bytes.start < READ_AHEAD_BYTES_MIN
         {
             return Ok(());
         }
@@ -115,8 +125,8 @@ impl Contents {
             }
         }
         for (id, span) in spans {
-            // A sequential reader asks for the following pages next.
-            let span = span.start..(span.end + AHEAD_PAGES).min(CHUNK_PAGES);
+            // A sequential reader reads the following pages next.
+            let span = span.start..(span.end + READ_AHEAD_PAGES).min(CHUNK_PAGES);
             self.open_object(id)?.will_need(&page_range(&span));
         }
         Ok(())
@@ -137,12 +147,18 @@ impl Contents {
             .map_err(|source| self.page_error(id.name, source))
     }
 
-    /// The next offset from `offset` on that is data, or, with `hole`, that is a hole. `None` if
-    /// the file ends before.
+    /// The next offset from `offset` on at which there is data, or a hole. The end of the file
+    /// counts as a hole. `None` if the file has no such offset.
     ///
     /// # Errors
     /// The metadata cannot be read.
-    pub fn seek(&self, file: &File, offset: u64, hole: bool) -> Result<Option<u64>, ObjectError> {
+    pub fn seek(
+        &self,
+        file: &File,
+        offset: u64,
+        whence: SeekWhence,
+    ) -> Result<Option<u64>, ObjectError> {
+        let hole = whence == SeekWhence::Hole;
         self.evict_chunks(file);
         let _gate = file.gate.read();
         let size = file.size();
@@ -152,7 +168,7 @@ impl Contents {
         let mut at = offset;
         while at < size {
             let index = chunk_at(at);
-            if let Some(next) = self.skip_empty_chunks(file, index)? {
+            if let Some(next) = self.next_after_hole(file, index)? {
                 if hole {
                     return Ok(Some(at));
                 }
@@ -173,39 +189,28 @@ impl Contents {
         Ok(if hole { Some(size) } else { None })
     }
 
-    /// Index of the next chunk that may not be a hole, if this one is a hole. Ranges without
-    /// extents are skipped by the keys of the records, not chunk by chunk.
-    fn skip_empty_chunks(
-        &self,
-        file: &File,
-        index: ChunkIndex,
-    ) -> Result<Option<u64>, ObjectError> {
+    /// If this chunk is a hole, the index of the next chunk that may hold something, or that after
+    /// the end of the file. Ranges without extents are skipped by the keys of the records, not
+    /// chunk by chunk.
+    fn next_after_hole(&self, file: &File, index: ChunkIndex) -> Result<Option<u64>, ObjectError> {
         self.load_chunk(file, index)?;
-        let in_memory = {
-            let state = file.state.lock();
-            match state.chunks.get(&index).map(|chunk| &chunk.extent) {
-                Some(Extent::Hole) | None => {}
-                Some(_) => return Ok(None),
-            }
-            let later = state
-                .chunks
-                .iter()
-                .filter(|(i, c)| **i > index && c.extent != Extent::Hole);
-            later.map(|(i, _)| u64::from(i.0)).min()
+        match file
+            .state
+            .lock()
+            .chunks
+            .get(&index)
+            .map(|chunk| &chunk.extent)
+        {
+            Some(Extent::Hole) | None => {}
+            Some(_) => return Ok(None),
+        }
+        let next = match index.0.checked_add(1) {
+            Some(next) => self.next_chunk(file, ChunkIndex(next))?,
+            None => None,
         };
-        let recorded = self
-            .meta
-            .next_extent(file.ino, index.0, file.view)?
-            .map(|chunk| u64::from(chunk.0));
         let end = file.size().div_ceil(CHUNK_BYTES);
-        Ok(Some(
-            [in_memory, recorded]
-                .into_iter()
-                .flatten()
-                .min()
-                .unwrap_or(end)
-                .max(u64::from(index.0) + 1),
-        ))
+        let next = next.map_or(end, |next| u64::from(next.0));
+        Ok(Some(next.max(u64::from(index.0) + 1)))
     }
 }
 

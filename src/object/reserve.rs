@@ -1,8 +1,8 @@
 //! Reserving space (`fallocate(2)` without a hole).
 //!
-//! A reservation counts twice. Reserved pages count as used, so that nothing else takes them within
-//! the volume's limit. And the object that they would be written to has blocks for them on the
-//! backing filesystem, if that can guarantee it. They read as zeros until they are written.
+//! A reservation has two parts. Reserved pages count as used, so that nothing else takes them
+//! within the volume's limit. And the object that they would be written to has blocks for them, if
+//! the backing filesystem supports that. Reserved pages read as zeros until they are written.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES, PageSet, pa
 use crate::meta::records::PartId;
 use crate::sealed::PAGE_BYTES;
 
-/// What a reservation still needs, in pages.
+/// The pages that a reservation still needs.
 #[derive(Default)]
 struct Missing {
     /// Pages that do not count as used yet.
@@ -36,7 +36,7 @@ impl Contents {
         if bytes.end > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        // A record cannot reserve space; it counts as many bytes as it holds.
+        // Inline contents count as many bytes as they have, so no space can be reserved for them.
         if self.limit_pages.is_none() && self.fits_record(file, bytes.end)? {
             return Ok(());
         }
@@ -49,7 +49,7 @@ impl Contents {
         Ok(())
     }
 
-    /// True if contents that end there are stored in the metadata.
+    /// True if contents that end at `end` are stored in the metadata.
     fn fits_record(&self, file: &File, end: u64) -> Result<bool, ObjectError> {
         if end > CHUNK_BYTES {
             return Ok(false);
@@ -62,7 +62,7 @@ impl Contents {
         ))
     }
 
-    /// Refuses a reservation that cannot be met before thousands of objects are made for it.
+    /// Refuses a reservation that cannot be met, before thousands of objects are created for it.
     fn check_reservation(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
         let available = self.objects.store().space()?.available_bytes / PAGE_BYTES as u64;
         // A lower bound, whatever pages the file has.
@@ -82,8 +82,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Adds what one chunk needs. The chunk is not loaded into the state: the range may have more
-    /// chunks than should stay in memory.
+    /// Adds the pages that one chunk needs. The chunk is not loaded into the state: the range may
+    /// have more chunks than should stay in memory.
     fn add_missing(
         &self,
         file: &File,
@@ -92,7 +92,7 @@ impl Contents {
         missing: &mut Missing,
     ) -> Result<(), ObjectError> {
         let mut count = |chunk: &Chunk| {
-            let backed = if self.writable(chunk) {
+            let backed = if self.is_writable(chunk) {
                 chunk.backed()
             } else {
                 PageSet::new()
@@ -126,25 +126,24 @@ impl Contents {
         let _permit = self.meta.permit();
         let _gate = file.gate.read();
         self.load_chunk(file, index)?;
-        let written_to = |chunk: &&Chunk| {
-            chunk.newest().is_some_and(|part| part.id == id) && self.writable(chunk)
+        let is_current = |chunk: &&Chunk| {
+            chunk.newest().is_some_and(|part| part.id == id) && self.is_writable(chunk)
         };
         // Checked before it is opened: a part that left the chunk may be gone from the disk.
-        let chunk_has_it = file
+        if !file
             .state
             .lock()
             .chunks
             .get(&index)
-            .filter(written_to)
-            .is_some();
-        if !chunk_has_it {
+            .as_ref()
+            .is_some_and(is_current)
+        {
             return Ok(false);
         }
         let object = self.objects.open(id)?;
-        // The pages behind are locked as well: writing them would extend the object at the same
-        // time.
+        // The pages that follow are locked too: a concurrent write to them would extend the object.
         let guard = object.lock_exclusive(page_range(&(pages.start..CHUNK_PAGES)));
-        let (runs, taken) = match file.state.lock().chunks.get(&index).filter(written_to) {
+        let (runs, taken) = match file.state.lock().chunks.get(&index).filter(is_current) {
             Some(chunk) => (absent_runs(&chunk.backed(), pages.clone()), chunk.taken()),
             None => return Ok(false),
         };

@@ -1,18 +1,19 @@
 //! Making contents durable, and recording that in the metadata.
 //!
-//! Order: note what is unsynced; fdatasync the objects; `sync_dir` new names; publish records that
-//! name what is durable now. The caller commits those records. Whatever is removed meanwhile is
-//! removed from the note too, so nothing comes back.
+//! Order: mark the unsynced pages as covered by this sync (`Chunk::syncing`); fdatasync the
+//! objects; `sync_dir` new names; publish records that name the pages that are durable now. The
+//! caller commits those records. Pages that are removed meanwhile are unmarked too, so that no
+//! record names them again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::file::{Chunk, Extent, File, FileState};
-use super::{Contents, ObjectError, bytes_here};
+use super::{Contents, ObjectError, bytes_in_chunk};
 use crate::ids::ChunkIndex;
 use crate::meta::page_set::PageSet;
-use crate::meta::records::{PAGES_MAX, PartId};
-use crate::meta::{Batch, Pause, View};
+use crate::meta::records::{ExtentRecord, PAGES_MAX, PartId};
+use crate::meta::{Batch, ExclusivePermit, View};
 use crate::planted::{Bug, planted};
 
 /// Chunks and their newest parts that one sync covers.
@@ -50,11 +51,7 @@ impl Contents {
     fn sync_dirty_files(&self) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
         let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
-        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
-        self.sync_covered(&covered.concat())?;
-        for (file, covered) in dirty.iter().zip(&covered) {
-            self.finish_sync(file, covered)?;
-        }
+        self.sync_files(&dirty)?;
         drop(guards);
         let inos: Vec<_> = dirty.iter().map(|file| file.ino).collect();
         drop(dirty);
@@ -62,17 +59,21 @@ impl Contents {
         Ok(())
     }
 
-    /// Makes everything written to any file durable and publishes it while all changes are paused.
-    /// It does not wait for other syncs that are under way: what they cover is covered here too,
-    /// and they find nothing left to publish.
+    /// Makes everything written to any file durable and publishes it, under the exclusive permit.
+    /// It does not wait for other syncs that are under way: this sync covers the same pages, and
+    /// the others then have nothing left to publish.
     ///
     /// # Errors
     /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
-    pub fn sync_paused(&self, _pause: &Pause<'_>) -> Result<(), ObjectError> {
-        let dirty = self.dirty_files();
-        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
+    pub fn sync_paused(&self, _permit: &ExclusivePermit<'_>) -> Result<(), ObjectError> {
+        self.sync_files(&self.dirty_files())
+    }
+
+    /// Syncs these files at once and publishes them.
+    fn sync_files(&self, files: &[Arc<File>]) -> Result<(), ObjectError> {
+        let covered: Vec<Covered> = files.iter().map(|file| self.begin_sync(file)).collect();
         self.sync_covered(&covered.concat())?;
-        for (file, covered) in dirty.iter().zip(&covered) {
+        for (file, covered) in files.iter().zip(&covered) {
             self.finish_sync(file, covered)?;
         }
         Ok(())
@@ -104,22 +105,22 @@ impl Contents {
     pub fn sync_ordered(&self) -> Result<(), ObjectError> {
         // A file stays in the set until it is synced, so that other commits wait for it meanwhile.
         let ordered = self.ordered.lock().clone();
-        for (ino, asked) in ordered {
+        for (ino, requests) in ordered {
             if let Some(file) = self.live_file(ino) {
                 self.sync_file(&file)?;
                 drop(file);
                 self.forget(ino);
             }
             let mut ordered = self.ordered.lock();
-            if ordered.get(&ino) == Some(&asked) {
+            if ordered.get(&ino) == Some(&requests) {
                 ordered.remove(&ino);
             }
         }
         Ok(())
     }
 
-    /// Publishes a file in which nothing waits for the disk: a small one, or one of which only the
-    /// length has changed.
+    /// Publishes a file without unsynced pages: a small one, or one of which only the length has
+    /// changed.
     ///
     /// # Errors
     /// The metadata cannot be read or changed.
@@ -152,7 +153,7 @@ impl Contents {
         let shared_up_to = self.meta.newest_shared();
         let size = state.durable_size;
         for (index, chunk) in state.chunks.iter_mut().filter(|(_, chunk)| chunk.changed) {
-            let len = bytes_here(size, *index);
+            let len = bytes_in_chunk(size, *index);
             if chunk.generation <= shared_up_to
                 && let Extent::Parts { shared, .. } = &mut chunk.extent
             {
@@ -163,14 +164,11 @@ impl Contents {
             let record = chunk.durable_record(len);
             self.meta
                 .put_extent(batch, file.ino, *index, record.as_ref())?;
-            let pages = record
-                .as_ref()
-                .map_or(0, crate::meta::records::ExtentRecord::pages);
+            let pages = record.as_ref().map_or(0, ExtentRecord::pages);
             let more = pages.cast_signed() - chunk.published_pages.cast_signed();
             batch.used_pages += more;
-            let counted = inode.pages.saturating_add_signed(more);
-            // Beyond that the record could not be read any more.
-            inode.pages = counted.min(PAGES_MAX);
+            // A record with more pages could not be decoded.
+            inode.pages = inode.pages.saturating_add_signed(more).min(PAGES_MAX);
             chunk.published_pages = pages;
             chunk.generation = generation;
             // Pages beyond the durable size are published together with a larger size.
@@ -186,9 +184,10 @@ impl Contents {
         Ok(())
     }
 
-    /// Notes what is not durable. The gate keeps out operations that restructure chunks.
+    /// Marks the unsynced pages as covered by this sync. The gate keeps out operations that
+    /// restructure chunks.
     fn begin_sync(&self, file: &File) -> Covered {
-        let _permit = self.meta.permit_within();
+        let _permit = self.meta.permit_holding_locks();
         let _gate = file.gate.read();
         let state = &mut *file.state.lock();
         state.syncing_size = state.size;
@@ -212,7 +211,8 @@ impl Contents {
         if let Err(error) = &result
             && !planted(Bug::FailedSyncForgotten)
         {
-            // The kernel does not say which pages it dropped, so nothing may be built on them.
+            // The kernel does not report which pages it dropped, so no record may rely on any of
+            // them.
             self.meta
                 .latch(&format!("contents could not be made durable: {error}"));
         }
@@ -231,7 +231,7 @@ impl Contents {
     }
 
     fn finish_sync(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
-        let _permit = self.meta.permit_within();
+        let _permit = self.meta.permit_holding_locks();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         if state.removed {
@@ -245,11 +245,11 @@ impl Contents {
                 mark_durable(chunk);
             }
         }
-        // A truncate has limited both sizes; if the file grew meanwhile, more may have been
-        // published.
-        let grown = state.syncing_size > state.durable_size;
+        // A concurrent truncate has limited both sizes. If the file grew meanwhile, a larger size
+        // may have been published already.
+        let has_grown = state.syncing_size > state.durable_size;
         state.durable_size = state.durable_size.max(state.syncing_size);
-        if !grown && !state.is_dirty() {
+        if !has_grown && !state.is_dirty() {
             // Another sync has published all of it.
             return Ok(());
         }

@@ -1,18 +1,20 @@
 //! Giving back pages that no view can read any more.
 //!
-//! A page of an older part is hidden if a newer part has it too. It is needed while a kept view
+//! A page of an older part is *hidden* if a newer part has it too. It is needed while a kept view
 //! sees the older part without the newer one; once that view is deleted, it only takes space. The
 //! same holds for pages that were punched or truncated while a view needed them.
 //!
-//! An extent of which a version was dropped is processed in two steps; a row of `trim` records that
-//! until both are done. First, every remaining version and the chunk in memory stop naming the
-//! pages that are hidden in them; what they read stays the same. When that is durable, the pages
-//! that no version names are punched out of the objects, with the gate held exclusively. So a
-//! committed record never names a page that is not on the disk, whenever the power fails. An object
-//! that has other links (from a copy or another volume) is left as it is.
+//! A version of an extent *names* the pages in the lists of its parts. An extent of which a version
+//! was dropped is processed in two steps; a row of `trim` records the extent until both are done.
+//! 1. The pages that are hidden in a remaining version are removed from that version's lists, and
+//!    from those of the chunk in memory. Readers see the same bytes as before.
+//! 2. When that is durable, the pages that no version names are punched out of the objects, with
+//!    the gate held exclusively. So a committed record never names a page that is not on the disk,
+//!    whenever the power fails. An object that has other links (from a copy or another volume) is
+//!    not changed.
 //!
-//! Parts of which nothing is left are removed from the list only if no kept view sees it: whoever
-//! copies a view relies on the objects that its records name.
+//! A part of which nothing is left is removed from a version only if no kept view sees that
+//! version: a copy of a view relies on the objects that the view's records name.
 
 use std::collections::BTreeSet;
 
@@ -26,12 +28,21 @@ use crate::meta::page_set::{CHUNK_PAGES, PageSet};
 use crate::meta::records::{ExtentRecord, Part, PartId};
 use crate::meta::trims::ExtentVersions;
 
-/// Extents that are read at a time.
-const ROWS: usize = 256;
+/// Rows of `trim` that are read at a time.
+const ROWS_AT_A_TIME: usize = 256;
+
+/// Outcome of removing hidden pages from the versions of an extent.
+enum HiddenPages {
+    /// No version has hidden pages, or the batch removes them.
+    Removed,
+    /// The older parts of the chunk in memory differ from the record. They agree after the next
+    /// sync.
+    AwaitSync,
+}
 
 impl Contents {
     /// Gives back pages of extents with a row in `trim`, until `enough` returns true. True if some
-    /// are left that wait for the next commit or for another call.
+    /// extents are left, for which the next commit or another call is needed.
     ///
     /// # Errors
     /// The metadata cannot be read. A failure for one extent is logged and does not stop the
@@ -40,7 +51,7 @@ impl Contents {
         let mut after = None;
         let mut left = false;
         loop {
-            let rows = self.meta.trims(after, ROWS)?;
+            let rows = self.meta.trims(after, ROWS_AT_A_TIME)?;
             for (ino, chunk) in &rows {
                 if enough() {
                     return Ok(true);
@@ -61,7 +72,7 @@ impl Contents {
         }
     }
 
-    /// Processes one extent. True if it is done.
+    /// Runs the step that is due for one extent. True if the second one is done.
     fn trim_extent(&self, ino: Ino, chunk: ChunkIndex) -> Result<bool, ObjectError> {
         let _permit = self.meta.permit();
         let file = match self.file(ino) {
@@ -77,8 +88,9 @@ impl Contents {
         let _inode = self.meta.lock_inode(ino);
         let versions = self.meta.extent_versions(ino, chunk)?;
         let mut batch = Batch::new();
-        if !self.remove_hidden_pages(ino, chunk, file.as_deref(), &versions, &mut batch)? {
-            return Ok(false);
+        match self.remove_hidden_pages(ino, chunk, file.as_deref(), &versions, &mut batch)? {
+            HiddenPages::Removed => {}
+            HiddenPages::AwaitSync => return Ok(false),
         }
         if !batch.is_empty() {
             self.meta.apply(batch)?;
@@ -86,10 +98,13 @@ impl Contents {
         }
         let mut named = NamedPages::default();
         named.add_versions(&versions);
-        let now = named.0.clone();
+        let named_now = named.0.clone();
         named.add_versions(&self.meta.committed_versions(ino, chunk)?);
-        // Pages that a power cut would bring back are not given away.
-        if now.iter().any(|(id, pages)| named.pages(*id) != *pages) {
+        // After a power cut the committed versions are read again, so their pages must stay.
+        if named_now
+            .iter()
+            .any(|(id, pages)| named.pages(*id) != *pages)
+        {
             return Ok(false);
         }
         if let Some(file) = &file
@@ -98,7 +113,7 @@ impl Contents {
         {
             named.add(parts, &chunk.reserved);
         }
-        for (id, _) in now {
+        for (id, _) in named_now {
             self.punch_absent(id, &named.pages(id))?;
         }
         self.meta.remove_trim(&mut batch, ino, chunk);
@@ -106,8 +121,7 @@ impl Contents {
         Ok(true)
     }
 
-    /// Removes hidden pages from every version and from the chunk in memory. False if the chunk's
-    /// older parts differ from the record; they agree after the next sync.
+    /// Removes hidden pages from every version, as part of the batch, and from the chunk in memory.
     fn remove_hidden_pages(
         &self,
         ino: Ino,
@@ -115,35 +129,39 @@ impl Contents {
         file: Option<&File>,
         versions: &ExtentVersions,
         batch: &mut Batch,
-    ) -> Result<bool, ObjectError> {
+    ) -> Result<HiddenPages, ObjectError> {
         let shared_up_to = self.meta.newest_shared();
-        let mut gone = BTreeSet::new();
-        let mut named = BTreeSet::new();
+        let mut objects_before = BTreeSet::new();
+        let mut objects_after = BTreeSet::new();
         let last = versions.len().saturating_sub(1);
         for (position, (at, record)) in versions.iter().enumerate() {
             let Some(record) = record else {
                 continue;
             };
-            let kept = *at <= shared_up_to || position != last;
-            let Some(short) = without_hidden_pages(record, !kept) else {
-                named.extend(record.names());
+            let empty_parts = if *at <= shared_up_to || position != last {
+                EmptyParts::Keep
+            } else {
+                EmptyParts::Remove
+            };
+            objects_before.extend(record.names());
+            let Some(trimmed) = without_hidden_pages(record, empty_parts) else {
+                objects_after.extend(record.names());
                 continue;
             };
             if position == last
                 && let Some(file) = file
-                && !sync_chunk(file, chunk, record, &short)
+                && !sync_chunk(file, chunk, record, &trimmed)
             {
-                return Ok(false);
+                return Ok(HiddenPages::AwaitSync);
             }
-            named.extend(short.names());
-            gone.extend(record.names());
+            objects_after.extend(trimmed.names());
             self.meta
-                .replace_extent_version(batch, ino, chunk, *at, &short);
+                .replace_extent_version(batch, ino, chunk, *at, &trimmed);
         }
-        for name in gone.difference(&named) {
+        for name in objects_before.difference(&objects_after) {
             self.meta.put_garbage(batch, *name)?;
         }
-        Ok(true)
+        Ok(HiddenPages::Removed)
     }
 
     /// Punches everything but these pages out of an object without other links. For a live file its
@@ -170,6 +188,15 @@ impl Contents {
         }
         Ok(())
     }
+}
+
+/// Parts without pages, below the newest one, in a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum EmptyParts {
+    /// A kept view may see the record.
+    Keep,
+    /// Only the live view sees the record.
+    Remove,
 }
 
 /// Pages that records name, by part.
@@ -202,16 +229,15 @@ impl NamedPages {
     }
 
     fn pages(&self, id: PartId) -> PageSet {
-        let found = self.0.iter().find(|(other, _)| *other == id);
-        found.map_or_else(PageSet::new, |(_, pages)| pages.clone())
+        let part = self.0.iter().find(|(other, _)| *other == id);
+        part.map_or_else(PageSet::new, |(_, pages)| pages.clone())
     }
 }
 
-/// The record without pages that are hidden in it, if it has any; with `whole_parts` also without
-/// parts of which nothing is left.
-fn without_hidden_pages(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
-    let mut short = record.clone();
-    let ExtentRecord::Parts { parts, .. } = &mut short else {
+/// The record without the pages that are hidden in it. `None` if it stays the same.
+fn without_hidden_pages(record: &ExtentRecord, empty_parts: EmptyParts) -> Option<ExtentRecord> {
+    let mut trimmed = record.clone();
+    let ExtentRecord::Parts { parts, .. } = &mut trimmed else {
         return None;
     };
     let mut hidden = PageSet::new();
@@ -220,19 +246,24 @@ fn without_hidden_pages(record: &ExtentRecord, whole_parts: bool) -> Option<Exte
         part.pages.subtract(&hidden);
         hidden.union(&pages);
     }
-    if whole_parts {
+    if empty_parts == EmptyParts::Remove {
         let mut position = 0;
         parts.retain(|part| {
             position += 1;
             position == 1 || !part.pages.is_empty()
         });
     }
-    (short != *record).then_some(short)
+    (trimmed != *record).then_some(trimmed)
 }
 
-/// Updates the chunk in memory to the record's new form. False if its older parts differ from the
-/// record's.
-fn sync_chunk(file: &File, index: ChunkIndex, record: &ExtentRecord, short: &ExtentRecord) -> bool {
+/// Updates the older parts of the chunk in memory from those of `record` to those of `trimmed`.
+/// False if they differ from those of `record`.
+fn sync_chunk(
+    file: &File,
+    index: ChunkIndex,
+    record: &ExtentRecord,
+    trimmed: &ExtentRecord,
+) -> bool {
     let mut state = file.state.lock();
     let Some(chunk) = state.chunks.get_mut(&index) else {
         return true;
@@ -242,8 +273,8 @@ fn sync_chunk(file: &File, index: ChunkIndex, record: &ExtentRecord, short: &Ext
         ExtentRecord::Parts {
             parts: recorded, ..
         },
-        ExtentRecord::Parts { parts: short, .. },
-    ) = (&mut chunk.extent, record, short)
+        ExtentRecord::Parts { parts: trimmed, .. },
+    ) = (&mut chunk.extent, record, trimmed)
     else {
         return false;
     };
@@ -256,12 +287,12 @@ fn sync_chunk(file: &File, index: ChunkIndex, record: &ExtentRecord, short: &Ext
     };
     // The record's newest part is either the chunk's newest too, which may have more pages by now,
     // or unchanged below it.
-    let same = position == 0 || parts[position].pages == newest.pages;
-    if position > 1 || !same || parts[position + 1..] != recorded[1..] {
+    let is_unchanged = position == 0 || parts[position].pages == newest.pages;
+    if position > 1 || !is_unchanged || parts[position + 1..] != recorded[1..] {
         return false;
     }
     parts.truncate(position + 1);
-    parts.extend(short.iter().skip(1).cloned());
+    parts.extend(trimmed.iter().skip(1).cloned());
     true
 }
 
@@ -299,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_pages_are_not_named() {
+    fn hidden_pages_are_removed() {
         let before = record(vec![
             part(1, &[1]),
             part(2, &[1, 2]),
@@ -313,23 +344,29 @@ mod tests {
             part(4, &[9]),
         ]);
         let live = record(vec![part(1, &[1]), part(2, &[2]), part(4, &[9])]);
-        assert_eq!(without_hidden_pages(&before, false), Some(kept.clone()));
-        assert_eq!(without_hidden_pages(&before, true), Some(live.clone()));
-        assert_eq!(without_hidden_pages(&kept, false), None);
-        assert_eq!(without_hidden_pages(&live, true), None);
-        let empty = record(vec![part(1, &[])]);
-        assert_eq!(without_hidden_pages(&empty, true), None);
         assert_eq!(
-            without_hidden_pages(&ExtentRecord::Inline(vec![1]), true),
+            without_hidden_pages(&before, EmptyParts::Keep),
+            Some(kept.clone())
+        );
+        assert_eq!(
+            without_hidden_pages(&before, EmptyParts::Remove),
+            Some(live.clone())
+        );
+        assert_eq!(without_hidden_pages(&kept, EmptyParts::Keep), None);
+        assert_eq!(without_hidden_pages(&live, EmptyParts::Remove), None);
+        let empty = record(vec![part(1, &[])]);
+        assert_eq!(without_hidden_pages(&empty, EmptyParts::Remove), None);
+        assert_eq!(
+            without_hidden_pages(&ExtentRecord::Inline(vec![1]), EmptyParts::Remove),
             None
         );
     }
 
     proptest! {
         #[test]
-        fn every_page_comes_from_where_it_came(
+        fn every_page_is_read_from_the_same_part_as_before(
             lists in prop::collection::vec(prop::collection::vec(0..40u32, 0..20), 1..6),
-            whole_parts: bool,
+            removes_empty_parts: bool,
         ) {
             let source = |record: &ExtentRecord, page| match record {
                 ExtentRecord::Parts { parts, .. } => {
@@ -339,7 +376,11 @@ mod tests {
             };
             let parts = lists.iter().enumerate().map(|(number, pages)| part(number as u8, pages));
             let before = record(parts.collect());
-            let after = without_hidden_pages(&before, whole_parts);
+            let empty_parts = match removes_empty_parts {
+                true => EmptyParts::Remove,
+                false => EmptyParts::Keep,
+            };
+            let after = without_hidden_pages(&before, empty_parts);
             let after = after.unwrap_or_else(|| before.clone());
             for page in 0..40 {
                 prop_assert_eq!(source(&before, page), source(&after, page));

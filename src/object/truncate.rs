@@ -18,7 +18,7 @@ use crate::meta::records::{InodeRecord, ObjectName, Timespec};
 /// Extents that are removed in one batch. A larger file takes several batches.
 const EXTENTS_PER_BATCH: usize = 16_384;
 
-/// The fate of the space of pages that are removed.
+/// What happens to the space of pages that are removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FreedSpace {
     /// It returns to the backing filesystem.
@@ -28,7 +28,7 @@ pub enum FreedSpace {
 }
 
 impl Contents {
-    /// Sets the length. `amend` changes other fields of the inode in the same batch.
+    /// Sets the length in bytes. `amend` changes other fields of the inode in the same batch.
     ///
     /// # Errors
     /// [`ObjectError::TooLarge`] beyond [`FILE_BYTES_MAX`](super::FILE_BYTES_MAX),
@@ -44,8 +44,8 @@ impl Contents {
             return Err(ObjectError::TooLarge);
         }
         self.with_exclusive_gate(file, &mut || {
-            let now = file.size();
-            if size < now || (size == now && self.reserves_beyond(file, size)?) {
+            let current = file.size();
+            if size < current || (size == current && self.reserves_beyond(file, size)?) {
                 return self.shrink(file, size, amend).map(Attempt::Done);
             }
             self.grow(file, size, amend)
@@ -177,8 +177,8 @@ impl Contents {
         Ok(self.meta.put_inode(batch, file.ino, &inode)?)
     }
 
-    /// Makes the range read as zeros: whole pages are removed, and pages that are shared with bytes
-    /// outside of the range are overwritten. `space` says what happens to the space.
+    /// Makes the range read as zeros. Whole pages are removed; in pages that the range covers only
+    /// in part, its bytes are overwritten. `space` determines what happens to the space.
     ///
     /// # Errors
     /// [`ObjectError::Removed`] if the file was removed meanwhile, or an error of reading and
@@ -250,13 +250,16 @@ impl Contents {
     }
 
     /// The first chunk from `from` on that may hold something.
-    fn next_chunk(&self, file: &File, from: ChunkIndex) -> Result<Option<ChunkIndex>, ObjectError> {
+    pub(super) fn next_chunk(
+        &self,
+        file: &File,
+        from: ChunkIndex,
+    ) -> Result<Option<ChunkIndex>, ObjectError> {
         let in_memory = {
             let state = file.state.lock();
-            let later = state.chunks.iter();
-            let later =
-                later.filter(|(index, chunk)| **index >= from && chunk.extent != Extent::Hole);
-            later.map(|(index, _)| *index).min()
+            let mut later = state.chunks.range(from..);
+            let next = later.find(|(_, chunk)| chunk.extent != Extent::Hole);
+            next.map(|(index, _)| *index)
         };
         let recorded = self.meta.extents(file.ino, from, file.view, 1)?;
         let recorded = recorded.first().map(|(index, _)| *index);
@@ -317,13 +320,13 @@ impl Contents {
             return Ok(None);
         };
         let before = chunk.pages();
-        let in_place = self.writable(chunk);
+        let in_place = self.is_writable(chunk);
         let backed = chunk.backed();
-        let keeps = space == FreedSpace::Reserved && in_place;
+        let keeps_space = space == FreedSpace::Reserved && in_place;
         let Extent::Parts { parts, .. } = &mut chunk.extent else {
             return Ok(None);
         };
-        let punch = parts.first().filter(|_| in_place && !keeps);
+        let punch = parts.first().filter(|_| in_place && !keeps_space);
         let punch = punch.map(|part| DeferredPunch {
             ino: file.ino,
             index,
@@ -347,13 +350,13 @@ impl Contents {
             set.remove(gone.clone());
         }
         chunk.reserved.remove(gone.clone());
-        if keeps {
+        if keeps_space {
             let pages = gone.clone().filter(|page| backed.contains(*page));
             pages.for_each(|page| chunk.reserved.insert(page..page + 1));
         }
         chunk.changed = true;
-        let emptied = gone.start == 0 && chunk.pages() == 0;
-        if emptied && let Extent::Parts { parts, .. } = &chunk.extent {
+        let is_emptied = gone.start == 0 && chunk.pages() == 0;
+        if is_emptied && let Extent::Parts { parts, .. } = &chunk.extent {
             dropped.extend(parts.iter().map(|part| part.id.name));
             let published = chunk.published_pages;
             *chunk = Chunk::from_record(chunk.generation, None, CHUNK_PAGES);
@@ -366,7 +369,8 @@ impl Contents {
         Ok(punch)
     }
 
-    /// Removes whole chunks from `first` on, at most `limit` recorded ones. True if none is left.
+    /// Removes whole chunks from `first` on, at most `limit` recorded ones. True if no chunk is
+    /// left.
     fn drop_chunks(
         &self,
         file: &File,
@@ -441,8 +445,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Removes everything that belongs to an inode without names. Returns false if something is
-    /// left for another call, so that no batch grows without bound.
+    /// Removes everything that belongs to an inode without names, in batches of bounded size.
+    /// Returns false if something is left for another call.
     ///
     /// # Errors
     /// The metadata cannot be read or changed.
@@ -465,7 +469,7 @@ impl Contents {
                 self.meta.put_xattr(&mut batch, file.ino, &name, None)?;
             }
             self.meta.remove_inode(&mut batch, file.ino)?;
-            self.meta.put_orphan(&mut batch, file.ino, false);
+            self.meta.remove_orphan(&mut batch, file.ino);
             batch.inodes -= 1;
             state.removed = true;
         }
@@ -474,6 +478,7 @@ impl Contents {
     }
 }
 
+/// The objects of a chunk in memory.
 fn names_of(chunk: &Chunk) -> Vec<ObjectName> {
     match &chunk.extent {
         Extent::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
@@ -492,14 +497,13 @@ fn truncate_inline(chunk: &mut Chunk, len: usize) {
     }
 }
 
-/// Zeroes inline bytes. The fallback of bytes that were moved into an object stays as it is: it is
-/// the contents before the writes that moved them, and a hole in it would not be ordered with those
-/// writes.
+/// Zeroes inline bytes. A fallback stays as it is: it holds the contents from before the writes
+/// that moved the bytes into an object, and zeros in it could become durable before those writes.
 fn zero_inline(chunk: &mut Chunk, bytes: &Range<u64>) {
     if let Extent::Inline(inline) = &mut chunk.extent {
         let end = inline.len().min(bytes.end as usize);
-        if let Some(gone) = inline.get_mut(bytes.start as usize..end) {
-            gone.fill(0);
+        if let Some(zeroed) = inline.get_mut(bytes.start as usize..end) {
+            zeroed.fill(0);
             chunk.changed = true;
         }
     }

@@ -1,4 +1,4 @@
-//! Verifying objects: every page that is named exists and is the one that was written.
+//! Verifying objects: every page that a record names exists and is the one that was written.
 
 use std::sync::Arc;
 
@@ -38,13 +38,13 @@ pub struct Fault {
 }
 
 impl Objects {
-    /// Verifies pages of an object without using the open objects. `seen` is called with the number
-    /// of pages read, and returns whether to go on.
+    /// Verifies pages of an object without using the open objects. `progress` is called with the
+    /// number of pages read since its last call, and returns false to stop.
     pub fn verify(
         &self,
         id: PartId,
         pages: &PageSet,
-        seen: &mut dyn FnMut(u32) -> bool,
+        progress: &mut dyn FnMut(u32) -> bool,
     ) -> Vec<Fault> {
         let Some(set) = self.keys().get(id.epoch) else {
             let message = format!("key set {} is not among those of the volume", id.epoch);
@@ -61,20 +61,20 @@ impl Objects {
         if pages.len() > 1 {
             object.will_need(&page_range(&(0..pages.end())));
         }
-        verify_pages(&object, pages, seen)
+        verify_pages(&object, pages, progress)
     }
 }
 
 impl Contents {
     /// True once an object or a page of one could not be used.
     pub fn is_damaged(&self) -> bool {
-        self.told.any_logged()
+        self.logged.any_logged()
     }
 
-    /// Verifies pages again that seemed damaged while the volume was in use. Pages that the
-    /// committed record of an extent does not name any more may be gone. All others exist while the
-    /// locks of those who give space back are held, and are read under them. The caller makes sure
-    /// that [`Self::trim_some`] does not run.
+    /// Verifies pages again that seemed damaged while the volume was in use. Only pages that the
+    /// committed records of the extent still name are verified; others may have been given back. No
+    /// named page is given back meanwhile: this holds the lock of [`Self::collect`], and the caller
+    /// makes sure that [`Self::trim_some`] does not run.
     ///
     /// # Errors
     /// The metadata cannot be read.
@@ -85,7 +85,7 @@ impl Contents {
         id: PartId,
         pages: &PageSet,
     ) -> Result<Vec<Fault>, ObjectError> {
-        let _nobody = self.collecting.lock();
+        let _collecting = self.collecting.lock();
         let mut named = PageSet::new();
         let mut is_named = false;
         for (_, record) in self.meta.committed_versions(ino, chunk)? {
@@ -137,10 +137,10 @@ fn fault_of_all(kind: FaultKind, pages: &PageSet, message: String) -> Vec<Fault>
 fn verify_pages(
     object: &ContentsFile,
     pages: &PageSet,
-    seen: &mut dyn FnMut(u32) -> bool,
+    progress: &mut dyn FnMut(u32) -> bool,
 ) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
-    let mut refused = |page: PageIndex, error: SealedError| {
+    let mut add_fault = |page: PageIndex, error: SealedError| {
         let kind = match &error {
             SealedError::ShortRead { .. } => FaultKind::Short,
             SealedError::Authentication { .. } => FaultKind::Damaged,
@@ -157,7 +157,7 @@ fn verify_pages(
                 faults.len() - 1
             }
         };
-        // A page of a chunk.
+        // An object holds pages of one chunk.
         let page = page.0.min(u64::from(CHUNK_PAGES)) as u32;
         faults[index].pages.insert(page..page + 1);
     };
@@ -167,12 +167,12 @@ fn verify_pages(
             let some = next..run.end.min(next + RUN_PAGES);
             let range = page_range(&some);
             let guard = object.lock_shared(range.clone());
-            if let Err(error) = object.verify(&guard, range.clone(), &mut refused) {
-                refused(range.start, error);
+            if let Err(error) = object.verify(&guard, range.clone(), &mut add_fault) {
+                add_fault(range.start, error);
             }
             drop(guard);
             next = some.end;
-            if !seen(some.end - some.start) {
+            if !progress(some.end - some.start) {
                 return faults;
             }
         }

@@ -44,15 +44,15 @@ pub(super) enum BlockerKind {
     Unsynced,
 }
 
-/// Where a write to a chunk goes.
+/// The destination of a write to a chunk.
 pub(super) enum WriteTarget {
-    /// Into the extent's record.
+    /// The extent's record.
     Inline,
-    /// Into this part.
+    /// This part.
     Part(PartId),
-    /// Into a new part, which has to be added first.
+    /// A new part, which has to be added first.
     NewPart,
-    /// Nowhere yet: this needs the gate exclusively.
+    /// None yet: this has to be resolved first, with the gate released.
     Blocked(BlockerKind),
 }
 
@@ -94,7 +94,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Writes within one chunk, or says what has to happen first.
+    /// Writes within one chunk, or returns what has to be resolved first.
     fn write_chunk(
         &self,
         file: &File,
@@ -222,7 +222,7 @@ impl Contents {
         }
     }
 
-    /// Where a write that ends at `end` within the chunk goes.
+    /// The destination of a write that ends at `end` within the chunk.
     pub(super) fn write_target(
         &self,
         file: &File,
@@ -243,7 +243,7 @@ impl Contents {
             Extent::Inline(_) if small => WriteTarget::Inline,
             Extent::Inline(_) => WriteTarget::Blocked(BlockerKind::Inline),
             Extent::Parts { parts, .. } => match parts.first() {
-                Some(part) if self.writable(chunk) => WriteTarget::Part(part.id),
+                Some(part) if self.is_writable(chunk) => WriteTarget::Part(part.id),
                 _ if chunk.needs_sync() => WriteTarget::Blocked(BlockerKind::Unsynced),
                 _ if parts.len() >= PARTS_MAX => WriteTarget::Blocked(BlockerKind::TooManyParts),
                 _ => WriteTarget::NewPart,
@@ -321,7 +321,7 @@ impl Contents {
         let guard = object.lock_exclusive(page_range(&pages));
         self.check_pages(file, index, &pages)?;
         let sequence = self.meta.sequence();
-        let mut failed = None;
+        let mut base_error = None;
         let mut base = |page: PageIndex, payload: &mut [u8; PAYLOAD_BYTES]| {
             let locked = LockedPart {
                 object: &object,
@@ -330,7 +330,7 @@ impl Contents {
             };
             self.read_visible_page(file, index, page.0 as u32, &locked, payload)
                 .map_err(|error| {
-                    failed = Some(error);
+                    base_error = Some(error);
                     SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
                 })
         };
@@ -350,22 +350,22 @@ impl Contents {
             object.write_at(&guard, start, data, sequence, &mut base)
         };
         if let Err(source) = written {
-            return Err(failed.unwrap_or_else(|| ObjectError::Page {
+            return Err(base_error.unwrap_or_else(|| ObjectError::Page {
                 object: id.name,
                 source,
             }));
         }
         let end = (!data.is_empty()).then_some(chunk_start(index) + end);
-        self.pages_written(file, index, &pages, end, now);
+        self.mark_present(file, index, &pages, end, now);
         // Marked present before the page lock is released: the next writer of these pages builds on
         // them.
         drop(guard);
         Ok(())
     }
 
-    /// Marks pages as present. They are on the disk, though not durably. The file is at least as
-    /// long as `end`.
-    fn pages_written(
+    /// Marks written pages as present; they are not durable yet. The file becomes at least as long
+    /// as `end`.
+    fn mark_present(
         &self,
         file: &File,
         index: ChunkIndex,
@@ -411,11 +411,11 @@ impl Contents {
         if self.limit_pages.is_none() {
             return Ok(());
         }
-        let there = match file.state.lock().chunks.get(&index).map(|c| &c.extent) {
+        let current_len = match file.state.lock().chunks.get(&index).map(|c| &c.extent) {
             Some(Extent::Inline(bytes)) => bytes.len() as u64,
             _ => 0,
         };
-        self.check_space_for_records(end.cast_signed() - there.cast_signed(), false)
+        self.check_space_for_records(end.cast_signed() - current_len.cast_signed(), 0)
     }
 
     /// Reads a page as a reader sees it: from the newest part that contains it, with zeros beyond
@@ -451,8 +451,7 @@ impl Contents {
         Ok(())
     }
 
-    // ---- operations with the gate held exclusively ---------------------------------------
-
+    /// Resolves what blocks a write. The gate must not be held.
     pub(super) fn resolve(&self, file: &File, blocker: &WriteBlocker) -> Result<(), ObjectError> {
         match blocker.kind {
             BlockerKind::Unsynced => self.sync_file(file),

@@ -6,8 +6,8 @@
 //!
 //! The kernel reports a failed write once, to a sync of the descriptor through which it was
 //! written. So the object tracks whether it has been written since its last sync
-//! ([`ContentsFile::is_unsynced`]), and must not be closed then. Its syncs exclude each other, and
-//! after a failed one all later ones fail.
+//! ([`ContentsFile::is_unsynced`]), and must not be closed before the next one. Syncs of one object
+//! exclude each other, and after a failed one all later ones fail.
 //!
 //! Locks: every call takes a guard for the pages that it accesses. A read-modify-write holds one
 //! exclusive guard throughout.
@@ -42,13 +42,13 @@ pub struct ContentsFile {
     locks: RangeLocks,
     /// Number of finished calls that may have written something.
     writes: AtomicU64,
-    /// Number of these that are durable.
+    /// Number of these calls that a successful sync covers.
     durable_writes: AtomicU64,
     /// Held during a sync; true after a failed one.
     sync_failed: Mutex<bool>,
 }
 
-/// Counts a write when it ends, whether it succeeded or not.
+/// Counts a call that may write, when it ends, whether it succeeded or not.
 struct Writing<'a>(&'a AtomicU64);
 
 impl Drop for Writing<'_> {
@@ -126,7 +126,7 @@ impl ContentsFile {
     ) -> Result<(), SealedError> {
         let offset = PlainOffset(offset);
         let pages = GEOMETRY.pages(offset, out.len())?;
-        self.check(guard, &pages, false)?;
+        self.check_locked(guard, &pages)?;
         let mut opener = Opener::new(&self.keys);
         let mut next = pages.start;
         while next < pages.end {
@@ -162,7 +162,7 @@ impl ContentsFile {
     ) -> Result<(), SealedError> {
         let offset = PlainOffset(offset);
         let pages = GEOMETRY.pages(offset, data.len())?;
-        self.check(guard, &pages, true)?;
+        self.check_exclusive(guard, &pages)?;
         let _writing = Writing(&self.writes);
         let mut next = pages.start;
         while next < pages.end {
@@ -213,7 +213,7 @@ impl ContentsFile {
         pages: Range<PageIndex>,
         refused: &mut dyn FnMut(PageIndex, SealedError),
     ) -> Result<(), SealedError> {
-        self.check(guard, &pages, false)?;
+        self.check_locked(guard, &pages)?;
         let mut opener = Opener::new(&self.keys);
         let mut next = pages.start;
         while next < pages.end {
@@ -260,8 +260,8 @@ impl ContentsFile {
         pages: Range<PageIndex>,
         sealed: &[u8],
     ) -> Result<(), SealedError> {
-        self.check(guard, &pages, true)?;
-        refuse_other_length(&pages, sealed)?;
+        self.check_exclusive(guard, &pages)?;
+        check_length(&pages, sealed)?;
         let _writing = Writing(&self.writes);
         let mut opener = Opener::new(&self.keys);
         let (mut next, mut sealed) = (pages.start, sealed);
@@ -285,11 +285,8 @@ impl ContentsFile {
     pub fn set_len_pages(&self, guard: &PageGuard<'_>, pages: u64) -> Result<(), SealedError> {
         let now_bytes = self.file.len()?;
         let now_pages = now_bytes.div_ceil(PAGE_BYTES as u64);
-        self.check(
-            guard,
-            &(PageIndex(pages)..PageIndex(now_pages.max(pages))),
-            true,
-        )?;
+        let removed = PageIndex(pages)..PageIndex(now_pages.max(pages));
+        self.check_exclusive(guard, &removed)?;
         let len_bytes = GEOMETRY.sealed_len(pages)?;
         if len_bytes < now_bytes {
             self.file.set_len(len_bytes)?;
@@ -302,7 +299,7 @@ impl ContentsFile {
     /// # Errors
     /// [`SealedError::Io`] if the store fails, and [`SealedError::NotLocked`].
     pub fn punch(&self, guard: &PageGuard<'_>, pages: Range<PageIndex>) -> Result<(), SealedError> {
-        self.check(guard, &pages, true)?;
+        self.check_exclusive(guard, &pages)?;
         if pages.is_empty() {
             return Ok(());
         }
@@ -323,7 +320,7 @@ impl ContentsFile {
         guard: &PageGuard<'_>,
         pages: Range<PageIndex>,
     ) -> Result<(), SealedError> {
-        self.check(guard, &pages, true)?;
+        self.check_exclusive(guard, &pages)?;
         let start = GEOMETRY.sealed_offset(pages.start, Slot::A)?;
         let end = GEOMETRY.sealed_offset(pages.end, Slot::A)?;
         let _writing = Writing(&self.writes);
@@ -368,18 +365,27 @@ impl ContentsFile {
         self.durable_writes.fetch_max(writes, Ordering::SeqCst);
     }
 
-    fn check(
+    fn check_locked(
         &self,
         guard: &PageGuard<'_>,
         pages: &Range<PageIndex>,
-        exclusive: bool,
     ) -> Result<(), SealedError> {
-        let enough = guard.covers(&self.locks, pages) && (guard.is_exclusive() || !exclusive);
-        enough.then_some(()).ok_or(SealedError::NotLocked)
+        let covers = guard.covers(&self.locks, pages);
+        covers.then_some(()).ok_or(SealedError::NotLocked)
+    }
+
+    fn check_exclusive(
+        &self,
+        guard: &PageGuard<'_>,
+        pages: &Range<PageIndex>,
+    ) -> Result<(), SealedError> {
+        self.check_locked(guard, pages)?;
+        let is_exclusive = guard.is_exclusive();
+        is_exclusive.then_some(()).ok_or(SealedError::NotLocked)
     }
 }
 
-fn refuse_other_length(pages: &Range<PageIndex>, bytes: &[u8]) -> Result<(), SealedError> {
+fn check_length(pages: &Range<PageIndex>, bytes: &[u8]) -> Result<(), SealedError> {
     let count = pages.end.0.saturating_sub(pages.start.0);
     let fits = count.checked_mul(PAGE_BYTES as u64) == Some(bytes.len() as u64);
     fits.then_some(()).ok_or(SealedError::OutOfRange)

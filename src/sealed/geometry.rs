@@ -14,7 +14,7 @@ use super::SealedError;
 use crate::ids::PageIndex;
 
 /// Bytes of a page's header, in both geometries.
-pub const HEADER_BYTES: usize = 64;
+pub(super) const HEADER_BYTES: usize = 64;
 /// Bytes of a page of contents on disk.
 pub const PAGE_BYTES: usize = 4096;
 /// Plain bytes of a page of contents.
@@ -32,15 +32,15 @@ const _: () = assert!(HEADER_BYTES + META_PAYLOAD_BYTES <= META_STRIDE_BYTES);
 
 /// Offset of a byte of plaintext within its sealed file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct PlainOffset(pub u64);
+pub(super) struct PlainOffset(pub(super) u64);
 
 /// Offset of a byte within the backing file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct SealedOffset(pub u64);
+pub(super) struct SealedOffset(pub(super) u64);
 
 /// One of the two positions of `meta`'s page 0. Every other page is in slot A.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Slot {
+pub(super) enum Slot {
     /// The first.
     A,
     /// The second.
@@ -49,7 +49,7 @@ pub enum Slot {
 
 impl Slot {
     /// The other slot.
-    pub const fn other(self) -> Self {
+    pub(super) const fn other(self) -> Self {
         match self {
             Self::A => Self::B,
             Self::B => Self::A,
@@ -57,7 +57,7 @@ impl Slot {
     }
 
     /// 0 or 1, as it is authenticated and as it indexes an array.
-    pub const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         match self {
             Self::A => 0,
             Self::B => 1,
@@ -67,7 +67,7 @@ impl Slot {
 
 /// The layout of the pages of a sealed file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Geometry {
+pub(super) enum Geometry {
     /// Objects with contents.
     Contents,
     /// The metadata database.
@@ -76,7 +76,7 @@ pub enum Geometry {
 
 impl Geometry {
     /// Plain bytes of a page.
-    pub const fn payload_bytes(self) -> usize {
+    pub(super) const fn payload_bytes(self) -> usize {
         match self {
             Self::Contents => PAYLOAD_BYTES,
             Self::Meta => META_PAYLOAD_BYTES,
@@ -84,7 +84,7 @@ impl Geometry {
     }
 
     /// Distance between two pages on disk.
-    pub const fn stride_bytes(self) -> usize {
+    pub(super) const fn stride_bytes(self) -> usize {
         match self {
             Self::Contents => PAGE_BYTES,
             Self::Meta => META_STRIDE_BYTES,
@@ -92,7 +92,7 @@ impl Geometry {
     }
 
     /// Bytes of header and payload, without the zeros after them.
-    pub const fn page_bytes(self) -> usize {
+    pub(super) const fn page_bytes(self) -> usize {
         HEADER_BYTES + self.payload_bytes()
     }
 
@@ -100,14 +100,18 @@ impl Geometry {
     ///
     /// # Errors
     /// [`SealedError::OutOfRange`] if the offset overflows.
-    pub fn sealed_offset(self, page: PageIndex, slot: Slot) -> Result<SealedOffset, SealedError> {
-        let place = match (self, page.0) {
+    pub(super) fn sealed_offset(
+        self,
+        page: PageIndex,
+        slot: Slot,
+    ) -> Result<SealedOffset, SealedError> {
+        let position = match (self, page.0) {
             (Self::Contents, index) => Some(index),
             (Self::Meta, 0) => Some(u64::from(slot.number())),
             (Self::Meta, index) => index.checked_add(1),
         };
-        place
-            .and_then(|place| place.checked_mul(self.stride_bytes() as u64))
+        position
+            .and_then(|position| position.checked_mul(self.stride_bytes() as u64))
             // The kernel uses signed file offsets.
             .filter(|offset| *offset <= i64::MAX as u64 - (1 << 32))
             .map(SealedOffset)
@@ -118,7 +122,7 @@ impl Geometry {
     ///
     /// # Errors
     /// [`SealedError::OutOfRange`] if the length overflows.
-    pub fn sealed_len(self, pages: u64) -> Result<u64, SealedError> {
+    pub(super) fn sealed_len(self, pages: u64) -> Result<u64, SealedError> {
         if pages == 0 {
             return Ok(0);
         }
@@ -128,7 +132,7 @@ impl Geometry {
 
     /// Number of whole pages in a file of this length on disk. Bytes after the last whole page come
     /// from an interrupted write.
-    pub const fn whole_pages(self, sealed_len: u64) -> u64 {
+    pub(super) const fn whole_pages(self, sealed_len: u64) -> u64 {
         let strides = sealed_len / self.stride_bytes() as u64;
         match self {
             Self::Contents => strides,
@@ -140,24 +144,28 @@ impl Geometry {
     ///
     /// # Errors
     /// [`SealedError::OutOfRange`] if the end overflows.
-    pub fn pages(self, offset: PlainOffset, len: usize) -> Result<Range<PageIndex>, SealedError> {
+    pub(super) fn pages(
+        self,
+        offset: PlainOffset,
+        len: usize,
+    ) -> Result<Range<PageIndex>, SealedError> {
         let payload = self.payload_bytes() as u64;
         let end = offset
             .0
             .checked_add(len as u64)
             .ok_or(SealedError::OutOfRange)?;
         let first = offset.0 / payload;
-        let last = if len == 0 {
+        let end = if len == 0 {
             first
         } else {
             end.div_ceil(payload)
         };
-        Ok(PageIndex(first)..PageIndex(last))
+        Ok(PageIndex(first)..PageIndex(end))
     }
 
     /// The part of one page that a range of plain bytes overlaps. The page must be one of
     /// [`pages`](Self::pages).
-    pub fn span(self, offset: PlainOffset, len: usize, page: PageIndex) -> Span {
+    pub(super) fn span(self, offset: PlainOffset, len: usize, page: PageIndex) -> Span {
         let payload = self.payload_bytes() as u64;
         let page_start = page.0 * payload;
         let start = offset.0.max(page_start);
@@ -171,16 +179,16 @@ impl Geometry {
 
 /// The overlap of a page and of a caller's range.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Span {
+pub(super) struct Span {
     /// Bytes of the page's payload.
-    pub within: Range<usize>,
+    pub(super) within: Range<usize>,
     /// The same bytes in the caller's buffer.
-    pub caller: Range<usize>,
+    pub(super) caller: Range<usize>,
 }
 
 impl Span {
     /// True if the range covers the whole page.
-    pub fn is_whole(&self, geometry: Geometry) -> bool {
+    pub(super) fn is_whole(&self, geometry: Geometry) -> bool {
         self.within == (0..geometry.payload_bytes())
     }
 }
@@ -191,7 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn places_on_disk() {
+    fn offsets_on_disk() {
         let at = |geometry: Geometry, page, slot| {
             geometry
                 .sealed_offset(PageIndex(page), slot)
@@ -213,8 +221,8 @@ mod tests {
             for geometry in [Geometry::Contents, Geometry::Meta] {
                 let len = geometry.sealed_len(pages).expect("in range");
                 assert_eq!(geometry.whole_pages(len), pages);
-                let cut = geometry.whole_pages(len + geometry.stride_bytes() as u64 - 1);
-                assert!(cut == pages, "a part of a page is none");
+                let with_partial = geometry.whole_pages(len + geometry.stride_bytes() as u64 - 1);
+                assert_eq!(with_partial, pages, "a partial page does not count");
             }
         }
     }

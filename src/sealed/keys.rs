@@ -1,10 +1,9 @@
 //! Derived keys of one sealed file, expanded once per segment.
 //!
-//! A sealed file belongs to exactly one key set, which its opener names. A page that claims to be
-//! sealed under another set is refused, whoever else may hold that set and whether or not the
-//! volume still reads with it.
+//! A sealed file belongs to exactly one key set, which its opener names. A page whose header names
+//! another set is refused, even if that set is another one of the same volume.
 //!
-//! A lookup takes a shared lock briefly; keys are derived outside of it. The number of entries is
+//! A lookup holds a shared lock briefly; keys are derived without it. The number of entries is
 //! bounded, so a large file cannot fill the memory with keys.
 
 use std::collections::HashMap;
@@ -16,7 +15,7 @@ use crate::ids::{CryptoId, Epoch, KeySetId, PageIndex};
 use crate::layers::{CustomerKeys, DerivationError, InfrastructureKeys, KeySet, Segment};
 
 /// Limit on the cached segments of 8 MiB each: 4 GiB of one file.
-const KEPT_SEGMENTS: usize = 512;
+const CACHED_SEGMENTS: usize = 512;
 
 /// Both layers' keys of one segment.
 pub(super) struct SegmentKeys {
@@ -52,6 +51,11 @@ impl FileKeys {
     }
 
     /// The only key set that pages of this file are sealed under.
+    pub(super) const fn set(&self) -> &Arc<KeySet> {
+        &self.set
+    }
+
+    /// The number of that key set.
     pub(super) fn epoch(&self) -> Epoch {
         self.set.epoch
     }
@@ -71,7 +75,7 @@ impl FileKeys {
             infrastructure: InfrastructureKeys::derive(set, self.crypto, segment)?,
         });
         let mut derived = self.derived.write();
-        if derived.len() >= KEPT_SEGMENTS {
+        if derived.len() >= CACHED_SEGMENTS {
             derived.clear();
         }
         derived.insert(segment, Arc::clone(&keys));

@@ -1,25 +1,17 @@
-//! Remembers which faults were logged, so that somebody who reads a damaged page again and again
-//! does not fill the disk with log lines.
+//! Remembers which faults were logged, so that reading a damaged page again and again does not fill
+//! the disk with log lines.
 
 use std::hash::Hash;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-/// Limit on the remembered faults. Faults are logged again if more damaged pages than this are read
-/// in turn.
+/// Limit on the remembered faults. A fault is logged again if this many others occurred since.
 const REMEMBERED: usize = 1024;
 
 /// The most recently logged faults.
 #[derive(Debug)]
 pub struct LogOnce<K: Hash + Eq>(Mutex<LruCache<K, ()>>);
-
-impl<K: Hash + Eq> LogOnce<K> {
-    /// True once any fault was logged.
-    pub fn any_logged(&self) -> bool {
-        !self.0.lock().is_empty()
-    }
-}
 
 impl<K: Hash + Eq> Default for LogOnce<K> {
     fn default() -> Self {
@@ -30,14 +22,19 @@ impl<K: Hash + Eq> Default for LogOnce<K> {
 }
 
 impl<K: Hash + Eq> LogOnce<K> {
-    /// True if this fault has not been logged yet, or has been forgotten since.
+    /// True if the caller should log this fault: it was not logged yet, or is no longer remembered.
     pub fn first_time(&self, fault: K) -> bool {
         let mut logged = self.0.lock();
-        let news = logged.put(fault, ()).is_none();
+        let is_new = logged.put(fault, ()).is_none();
         if logged.len() > REMEMBERED {
             logged.pop_lru();
         }
-        news
+        is_new
+    }
+
+    /// True once any fault was logged.
+    pub fn any_logged(&self) -> bool {
+        !self.0.lock().is_empty()
     }
 }
 
@@ -46,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_logged_once_until_many_others_came() {
+    fn a_fault_is_logged_again_only_after_many_others() {
         let logged = LogOnce::default();
         assert!(logged.first_time(1));
         assert!(!logged.first_time(1));
@@ -55,12 +52,12 @@ mod tests {
         }
         assert!(
             !logged.first_time(1),
-            "the oldest of as many as are remembered"
+            "the oldest of those that are remembered"
         );
         assert!(logged.first_time(0));
         assert!(
             logged.first_time(2),
-            "what was not asked for longest is forgotten"
+            "the least recently logged fault is forgotten"
         );
     }
 }

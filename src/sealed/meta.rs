@@ -9,15 +9,14 @@
 //!   slots. All writes of it between two syncs go to the slot that is not current, which becomes
 //!   the current one only after a successful sync. So one slot is whole and durable at any time.
 //! - When the file is opened, the newest authentic slot is used. A slot is authentic only if it was
-//!   sealed under the one key set that the opener names (the volume's active set): the holder of a
-//!   read-only set cannot make metadata.
-//! - `sequence` starts at 1, is one more than the newest slot's after opening, and grows by one
-//!   with every sync that made a new page 0 durable.
-//! - A page that the file was extended by, and that nothing has been written to since, is known to
-//!   be fresh and reads as zeros until the file is closed. Any other page that does not open is an
-//!   error: zeros on the disk are never taken for an empty page. This also holds while the database
-//!   recovers from an unclean shutdown: with two-phase commits it then reads only pages that were
-//!   synced.
+//!   sealed under the one key set that the opener names (the volume's active set): somebody who has
+//!   only a read-only set cannot make metadata.
+//! - `sequence` starts at 1. After opening it is one more than the newest slot's. It grows by one
+//!   with every sync that makes a new page 0 durable.
+//! - A *fresh* page is one by which the file was extended and that has not been written since. It
+//!   reads as zeros until the file is closed. Any other page that does not open is an error: zeros
+//!   on the disk are never taken for an empty page. This also holds while the database recovers
+//!   from an unclean shutdown: with two-phase commits it then reads only pages that were synced.
 //!
 //! Order of writes: pages; `fdatasync`; then the slot is switched in memory. Page 0 is locked
 //! against writers during the sync, so that the slot that becomes current is the one that was
@@ -40,6 +39,7 @@ use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::{KeySet, TAG_BYTES};
 use crate::planted::{Bug, planted};
 use crate::store::StoreFile;
+use crate::store::read_only::ScratchFile;
 
 const GEOMETRY: Geometry = Geometry::Meta;
 const PAGE_0: Range<PageIndex> = PageIndex(0)..PageIndex(1);
@@ -59,6 +59,16 @@ pub struct SlotState {
     pub outer_tag: [u8; TAG_BYTES],
 }
 
+/// The newest durable state of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct DurableState {
+    /// The sequence of the current slot of page 0.
+    pub sequence: Sequence,
+    /// The outer tags of both slots, A first. That of the slot that is not current may belong to a
+    /// page 0 that is not durable yet.
+    pub outer_tags: [[u8; TAG_BYTES]; 2],
+}
+
 /// The sealed file under the metadata database.
 pub struct MetaFile {
     file: Arc<dyn StoreFile>,
@@ -71,7 +81,15 @@ pub struct MetaFile {
     /// Pages written since the file was opened.
     written_pages: AtomicU64,
     /// Pages whose failure to open was logged.
-    logged: LogOnce<Option<PageIndex>>,
+    logged: Arc<LogOnce<Option<PageIndex>>>,
+}
+
+/// The length that a call needs the file to have.
+enum NewLength {
+    /// Exactly this many pages.
+    Pages(u64),
+    /// At least this many pages, for a writer, which never shortens the file.
+    AtLeastPages(u64),
 }
 
 #[derive(Debug)]
@@ -82,7 +100,7 @@ struct State {
     current: Slot,
     /// The other slot holds a newer page 0 that is not synced yet.
     page_0_written: bool,
-    /// Pages by which the file was extended and that were not written since.
+    /// Fresh pages: see the module's invariants.
     fresh: PageBits,
 }
 
@@ -172,6 +190,18 @@ impl MetaFile {
         Ok(meta)
     }
 
+    /// The same file, with everything that is written to it kept in memory.
+    ///
+    /// # Errors
+    /// The errors of [`Self::open`].
+    pub fn scratch(&self) -> Result<Self, SealedError> {
+        let file = Arc::new(ScratchFile::over(Arc::clone(&self.file))?);
+        let mut scratch = Self::open(file, self.keys.set(), self.keys.crypto())?;
+        // A page that does not open is logged once, whichever of the two reads it.
+        scratch.logged = Arc::clone(&self.logged);
+        Ok(scratch)
+    }
+
     fn with_state(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -185,7 +215,7 @@ impl MetaFile {
             length: Mutex::new(()),
             state: Mutex::new(state),
             written_pages: AtomicU64::new(0),
-            logged: LogOnce::default(),
+            logged: Arc::default(),
         }
     }
 
@@ -229,16 +259,17 @@ impl MetaFile {
     pub fn set_len(&self, len_bytes: u64) -> io::Result<()> {
         let pages = len_bytes.div_ceil(META_PAYLOAD_BYTES as u64);
         let _guard = self.locks.lock_exclusive(PageIndex(0)..PageIndex(u64::MAX));
-        Ok(self.set_pages(pages, true)?)
+        Ok(self.resize(NewLength::Pages(pages))?)
     }
 
-    /// Changes the length; `may_shrink` is false for a writer, which can only extend the file.
-    fn set_pages(&self, pages: u64, may_shrink: bool) -> Result<(), SealedError> {
+    /// Changes the length.
+    fn resize(&self, to: NewLength) -> Result<(), SealedError> {
         let _length = self.length.lock();
         let before = GEOMETRY.whole_pages(self.file.len()?);
-        if pages <= before && !may_shrink {
-            return Ok(());
-        }
+        let pages = match to {
+            NewLength::AtLeastPages(pages) if pages <= before => return Ok(()),
+            NewLength::AtLeastPages(pages) | NewLength::Pages(pages) => pages,
+        };
         self.file.set_len(GEOMETRY.sealed_len(pages)?)?;
         let mut state = self.state.lock();
         state.fresh.truncate(pages);
@@ -247,8 +278,7 @@ impl MetaFile {
     }
 
     /// Preallocates space for this many additional plain bytes: beyond the end, or from the first
-    /// page that the file was extended by and nobody has written yet. (The database doubles its
-    /// file and fills it from the start.)
+    /// fresh page. (The database doubles its file and fills it from the start.)
     ///
     /// # Errors
     /// ENOSPC if there is no space, and other errors of the store.
@@ -265,17 +295,17 @@ impl MetaFile {
         self.file.reserve(start, extra)
     }
 
-    /// Preallocates space for pages that an earlier use extended the file by and never wrote, which
-    /// [`reserve`](Self::reserve) does not know about. Best effort, and not for a very large file,
-    /// where it might need gigabytes.
+    /// Preallocates space for pages by which an earlier process extended the file and which it
+    /// never wrote; [`reserve`](Self::reserve) does not know about them. Best effort, and not for a
+    /// very large file, where it might need gigabytes.
     pub fn reserve_holes(&self) {
-        const MOST_BYTES: u64 = 1 << 30;
+        const LEN_BYTES_MAX: u64 = 1 << 30;
         let reserved = match self.file.len() {
-            Ok(len) if len <= MOST_BYTES => self.file.reserve(0, len),
+            Ok(len) if len <= LEN_BYTES_MAX => self.file.reserve(0, len),
             result => result.map(drop),
         };
         if let Err(error) = reserved {
-            tracing::debug!(%error, "no space could be set aside for the metadata");
+            tracing::debug!(%error, "no space could be reserved for the metadata");
         }
     }
 
@@ -318,7 +348,7 @@ impl MetaFile {
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let pages = GEOMETRY.pages(PlainOffset(offset), data.len())?;
         let _guard = self.locks.lock_exclusive(pages.clone());
-        self.set_pages(pages.end.0, false)?;
+        self.resize(NewLength::AtLeastPages(pages.end.0))?;
         let mut next = pages.start;
         while next < pages.end {
             next = self.write_run(PlainOffset(offset), data, next, pages.end)?;
@@ -350,12 +380,13 @@ impl MetaFile {
         self.state.lock().sequence
     }
 
-    /// The newest durable state: its sequence, and the outer tags of both slots, A first. The other
-    /// slot's tag may belong to a state that is not durable yet.
-    pub fn durable(&self) -> (Sequence, [[u8; TAG_BYTES]; 2]) {
+    /// The newest durable state.
+    pub fn durable(&self) -> DurableState {
         let state = self.state.lock();
-        let current = state.slots[usize::from(state.current.number())];
-        (current.sequence, state.slots.map(|slot| slot.outer_tag))
+        DurableState {
+            sequence: state.slots[usize::from(state.current.number())].sequence,
+            outer_tags: state.slots.map(|slot| slot.outer_tag),
+        }
     }
 
     /// The states of both slots of page 0, A first.
@@ -504,7 +535,7 @@ impl MetaFile {
             }
         })?;
         let written = sealed.write(&*self.file);
-        self.note_written(target, count, written.is_ok().then(|| sealed.first_tag()));
+        self.update_after_write(target, count, written.is_ok().then(|| sealed.first_tag()));
         written?;
         Ok(PageIndex(first.0 + count as u64))
     }
@@ -524,7 +555,7 @@ impl MetaFile {
 
     /// Updates the state after a write of a run. `tag` is the tag of its first page if it
     /// succeeded.
-    fn note_written(&self, target: Target, pages: usize, tag: Option<[u8; TAG_BYTES]>) {
+    fn update_after_write(&self, target: Target, pages: usize, tag: Option<[u8; TAG_BYTES]>) {
         let mut state = self.state.lock();
         if target.first.0 == 0 {
             // A failed write leaves the slot undefined.

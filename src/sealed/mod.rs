@@ -2,7 +2,7 @@
 //!
 //! A page is a 64-byte header and its payload, sealed by both layers (byte layout in `page`).
 //! There are two geometries, because contents and metadata need opposite guarantees (offsets in
-//! [`geometry`]):
+//! `geometry`):
 //!
 //! | | contents ([`ContentsFile`]) | metadata ([`MetaFile`]) |
 //! |---|---|---|
@@ -13,22 +13,22 @@
 //! A copy of the metadata that is made page by page ([`PageCopy`]) has the geometry of metadata.
 //!
 //! Invariants:
-//! - a file is written only by `run::SealedRun::write`, and what it writes has been through
-//!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written, except a
-//!   `run::VerifiedRun` of pages that were sealed for the same object elsewhere;
+//! - a file is written only by `run::SealedRun::write`, whose pages have been through `Plain` →
+//!   `CustomerSealed` → `Sealed`, and by `run::VerifiedRun::write`, whose pages were sealed for the
+//!   same object elsewhere; no other type can be written;
 //! - every page is sealed under a fresh random nonce and the keys of its own segment;
 //! - a page that does not open, for whatever reason, is an error that names the page and the layer
-//!   that refused it, and no byte of it reaches the caller; a page of zeros is such a page.
+//!   that refused it, and no byte of it reaches the caller. A page of zeros does not open.
 
-pub mod contents;
-pub mod geometry;
+mod contents;
+mod geometry;
 mod keys;
 mod log_once;
-pub mod meta;
+mod meta;
 mod page;
 mod page_bits;
 mod page_copy;
-pub mod range_lock;
+mod range_lock;
 mod run;
 mod sealer;
 #[cfg(test)]
@@ -39,7 +39,7 @@ use std::io;
 pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
 pub use log_once::LogOnce;
-pub use meta::{MetaFile, SlotState};
+pub use meta::{DurableState, MetaFile, SlotState};
 pub use page_bits::PageBits;
 pub use page_copy::PageCopy;
 pub use range_lock::PageGuard;
@@ -49,7 +49,7 @@ use crate::errno::Errno;
 use crate::ids::PageIndex;
 use crate::layers::DerivationError;
 
-/// What refused a page.
+/// The check that refused a page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Refusal {
     /// The header: reserved bytes are not zero, it names another key set than the file's, or page 0
@@ -103,7 +103,7 @@ pub enum SealedError {
         /// Index of the page.
         page: PageIndex,
     },
-    /// The offset exceeds what a sealed file can hold.
+    /// The offset or length exceeds the largest sealed file.
     #[error("beyond the largest sealed file")]
     OutOfRange,
     /// The caller's lock belongs to another file, does not cover the pages, or is only shared.

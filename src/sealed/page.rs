@@ -20,11 +20,11 @@
 //!
 //! To seal: the payload is encrypted by the customer layer as data unit *page index*; its tag is
 //! the inner tag; the infrastructure layer encrypts inner tag ‖ ciphertext (in this order, one
-//! message) under the nonce; its tag is the outer tag. To open: the other way round, each tag
-//! verified before what it covers is decrypted further.
+//! message) under the nonce; its tag is the outer tag. To open, the steps are reversed, and each
+//! tag is verified before the bytes that it covers are used.
 //!
-//! The infrastructure layer works in place: meanwhile the inner tag is stored at 48..64, right
-//! before the payload, where sequence and reserved bytes go afterwards.
+//! The infrastructure layer works in place. Meanwhile the inner tag is stored at 48..64, right
+//! before the payload; sequence and reserved bytes are written there afterwards.
 //!
 //! Stages are types: [`Plain`] → [`CustomerSealed`] → [`Sealed`] and, reading, [`Received`] →
 //! [`OuterOpened`] → plaintext.
@@ -200,7 +200,7 @@ impl<'a> Received<'a> {
         })
     }
 
-    /// The key set the page claims to be sealed under.
+    /// The key set that the page claims to be sealed under.
     pub(super) const fn epoch(&self) -> Epoch {
         self.epoch
     }

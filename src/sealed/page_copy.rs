@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - Page 0 in slot A is written only by [`PageCopy::finish`], when everything else is durable.
-//!   Without it the file is no copy of anything.
+//!   Without it the file does not open as metadata.
 //! - Page 0 in slot B is the *mark*: zeros, sealed when the file is begun. A file is continued only
 //!   if its mark opens and consists of zeros, which shows that the file was begun under this key
 //!   set and crypto id.
@@ -11,7 +11,7 @@
 //!   each page with what it should be.
 //!
 //! A page may be sealed several times under one sequence: each time a nonce is drawn, and the inner
-//! layer uses none. The sequence says from which commit the page was copied.
+//! layer needs none. The sequence is that of the commit from which the page was copied.
 
 use std::io;
 use std::ops::Range;
@@ -32,7 +32,7 @@ const GEOMETRY: Geometry = Geometry::Meta;
 pub struct PageCopy {
     file: Arc<dyn StoreFile>,
     keys: FileKeys,
-    /// The pages that were written, if this process began the file.
+    /// The pages written so far; `None` if an earlier process began the file.
     written: Option<PageBits>,
 }
 
@@ -91,8 +91,8 @@ impl PageCopy {
         let span = GEOMETRY.span(PlainOffset(0), META_PAYLOAD_BYTES, page);
         let mut opener = Opener::new(&this.keys);
         run.open(0, &mut opener, page, Slot::B, &span, &mut mark)?;
-        // Any other page 0 that opens belongs to the file that has this crypto id, not to a copy:
-        // two files must not be sealed under one crypto id.
+        // If another page 0 opens, the file is the one that has this crypto id, or bytes copied
+        // from it. It must not be continued: two files must not be sealed under one crypto id.
         if mark != [0; META_PAYLOAD_BYTES] {
             return Err(SealedError::Authentication {
                 page,
@@ -107,7 +107,7 @@ impl PageCopy {
         self.keys.crypto()
     }
 
-    /// True if this process began the file and nobody else has written to it.
+    /// True if this process began the file.
     pub const fn is_new(&self) -> bool {
         self.written.is_some()
     }
@@ -136,12 +136,12 @@ impl PageCopy {
     pub fn read(&self, first: PageIndex, out: &mut [u8]) -> Result<Vec<bool>, SealedError> {
         let count = out.len() / META_PAYLOAD_BYTES;
         let pages = first.0..first.0 + count as u64;
-        let may_be_there = |page: u64| {
+        let may_exist = |page: u64| {
             let written = self.written.as_ref();
             written.is_none_or(|written| written.contains(PageIndex(page)))
         };
         let mut opens = vec![false; count];
-        if !pages.clone().any(may_be_there) {
+        if !pages.clone().any(may_exist) {
             return Ok(opens);
         }
         let mut opener = Opener::new(&self.keys);

@@ -1,7 +1,7 @@
 //! Locks on ranges of pages: many readers or one writer per page.
 //!
-//! Two writers may meet inside one page (a partial write reads the page first), and a reader must
-//! not see a half-written page, so a range is held during I/O and cryptography.
+//! Two writers may write to one page (a partial write reads the page first), and a reader must not
+//! see a half-written page. So a range is locked during I/O and cryptography.
 //!
 //! Fairness: requests are numbered in order of arrival, and each waits for every earlier
 //! conflicting request, granted or still waiting. So readers cannot starve a writer, nor can
@@ -18,7 +18,7 @@ use crate::ids::PageIndex;
 
 /// The locks of one file.
 #[derive(Debug, Default)]
-pub struct RangeLocks {
+pub(super) struct RangeLocks {
     state: Mutex<State>,
     released: Condvar,
 }
@@ -50,12 +50,12 @@ impl Request {
 
 impl RangeLocks {
     /// Locks the pages shared: waits for earlier exclusive requests that overlap.
-    pub fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
+    pub(super) fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.lock(pages, false)
     }
 
     /// Locks the pages exclusively: waits for all earlier requests that overlap.
-    pub fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
+    pub(super) fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.lock(pages, true)
     }
 
@@ -86,7 +86,7 @@ impl RangeLocks {
 
     fn release(&self, ticket: u64) {
         let mut state = self.state.lock();
-        // `remove` and not `swap_remove`: the order of tickets is the fairness.
+        // `remove` and not `swap_remove`: fairness needs the order of the tickets.
         if let Some(at) = state.requests.iter().position(|held| held.ticket == ticket) {
             state.requests.remove(at);
         }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_ranges_overlap_and_disjoint_ones_do_not_meet() {
+    fn shared_locks_may_overlap_and_disjoint_exclusive_locks_do_not_wait() {
         let locks = RangeLocks::default();
         let _one = locks.lock_shared(pages(0..10));
         let _two = locks.lock_shared(pages(5..15));

@@ -2,8 +2,8 @@
 //!
 //! A run has at most [`RUN_PAGES`] pages, all in one segment. Its buffer comes from a pool shared
 //! by all files and threads, so nothing is allocated per page. Whole pages are encrypted from the
-//! caller's bytes and decrypted into them. A buffer that holds plaintext for a while (of partly
-//! covered pages) is wiped before it returns to the pool.
+//! caller's bytes and decrypted into them. A buffer that has held plaintext (of a page that is
+//! covered in part) is wiped before it returns to the pool.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::sys::wipe::StackWipe;
 pub(super) const RUN_PAGES: usize = 256;
 
 /// Limit on the pooled buffers; more exist only while more threads need them at once.
-const KEPT_BUFFERS: usize = 8;
+const POOLED_BUFFERS: usize = 8;
 
 static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
@@ -47,9 +47,9 @@ pub(super) struct RunBuffer {
 impl RunBuffer {
     /// A buffer for this many pages, at most [`RUN_PAGES`].
     pub(super) fn take(geometry: Geometry, pages: usize) -> Self {
-        let kept = POOL.lock().pop();
+        let pooled = POOL.lock().pop();
         Self {
-            bytes: kept.unwrap_or_else(|| vec![0; RUN_PAGES * META_STRIDE_BYTES].into()),
+            bytes: pooled.unwrap_or_else(|| vec![0; RUN_PAGES * META_STRIDE_BYTES].into()),
             geometry,
             pages: pages.min(RUN_PAGES),
             holds_plaintext: false,
@@ -66,7 +66,7 @@ impl RunBuffer {
         &mut self.bytes[start..start + self.geometry.page_bytes()]
     }
 
-    /// The buffer for the plaintext of a page that the caller's bytes cover partly.
+    /// The buffer for the plaintext of a page that the caller's bytes cover in part.
     pub(super) fn payload(&mut self, index: usize) -> &mut [u8] {
         self.holds_plaintext = true;
         &mut self.page(index)[HEADER_BYTES..]
@@ -107,12 +107,8 @@ impl RunBuffer {
     }
 
     /// Verifies both layers of every page of a run of contents that starts at `first`, without
-    /// decrypting the inner layer. The buffer is useless afterwards.
-    pub(super) fn verify(
-        &mut self,
-        opener: &mut Opener<'_>,
-        first: PageIndex,
-    ) -> Result<(), SealedError> {
+    /// decrypting the inner layer. The buffer's contents are useless afterwards.
+    fn verify(&mut self, opener: &mut Opener<'_>, first: PageIndex) -> Result<(), SealedError> {
         for index in 0..self.pages {
             self.verify_page(index, opener, PageIndex(first.0 + index as u64))?;
         }
@@ -207,7 +203,7 @@ impl Drop for RunBuffer {
         }
         let bytes = std::mem::take(&mut self.bytes);
         let mut pool = POOL.lock();
-        if pool.len() < KEPT_BUFFERS {
+        if pool.len() < POOLED_BUFFERS {
             pool.push(bytes);
         }
     }

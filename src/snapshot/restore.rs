@@ -135,12 +135,12 @@ fn restore_inode(
     match (then, decode(now)?) {
         (Some(record), now) => {
             batch.inodes += i64::from(now.is_none());
-            meta.put_orphan(batch, ino, false);
+            meta.remove_orphan(batch, ino);
             restored.named.insert(ino);
             meta.put_inode(batch, ino, &record)
         }
         (None, Some(record)) => {
-            meta.put_orphan(batch, ino, true);
+            meta.put_orphan(batch, ino);
             restored.orphans.push(ino);
             meta.put_inode(batch, ino, &InodeRecord { nlink: 0, ..record })
         }

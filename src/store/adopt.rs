@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io;
+use std::ops::Range;
 
 use super::read_only::ReadOnlyStore;
 use super::sub::SubStore;
@@ -13,13 +14,13 @@ const COPY_BYTES: usize = 1 << 20;
 /// Blocks of this many bytes that are all zero stay holes.
 const BLOCK_BYTES: usize = 4096;
 
-/// The store that actually holds a file, and the file's path there: wrappers are looked through.
+/// The store that actually holds a file, below all wrappers, and the file's path in that store.
 pub(super) fn resolve<'a>(store: &'a dyn Store, path: &StorePath) -> (&'a dyn Store, StorePath) {
     let (mut store, mut path) = (store, path.clone());
     loop {
         let any = store as &dyn Any;
         if let Some(sub) = any.downcast_ref::<SubStore>() {
-            (store, path) = (sub.inner(), sub.inside(&path));
+            (store, path) = (sub.inner(), sub.inner_path(&path));
         } else if let Some(read_only) = any.downcast_ref::<ReadOnlyStore>() {
             store = read_only.inner();
         } else {
@@ -28,8 +29,8 @@ pub(super) fn resolve<'a>(store: &'a dyn Store, path: &StorePath) -> (&'a dyn St
     }
 }
 
-/// True for errors that mean "no link here" and not "no file here": another filesystem, too many
-/// links of this file, a filesystem without links, or a file that must not have any.
+/// True for errors that mean that this file cannot be linked: it is on another filesystem, has too
+/// many links, or must not have any, or the filesystem has no links.
 pub(super) fn cannot_link(error: &io::Error) -> bool {
     const CANNOT: [Errno; 5] = [
         Errno::EXDEV,
@@ -38,8 +39,8 @@ pub(super) fn cannot_link(error: &io::Error) -> bool {
         Errno::ENOTSUP,
         Errno::ENOSYS,
     ];
-    let found = error.raw_os_error();
-    CANNOT.iter().any(|errno| found == Some(errno.code()))
+    let code = error.raw_os_error();
+    CANNOT.iter().any(|errno| code == Some(errno.code()))
 }
 
 /// Copies the bytes of a file into a new one; holes stay holes. Durable on return if each file is
@@ -65,8 +66,8 @@ pub(super) fn copy(
                     SyncPolicy::EachFile { .. } => new.sync(),
                 };
             }
-            for (start, end) in data_runs(&buffer[..count]) {
-                new.write_at(&buffer[start..end], offset + start as u64)?;
+            for run in data_runs(&buffer[..count]) {
+                new.write_at(&buffer[run.clone()], offset + run.start as u64)?;
             }
             offset += count as u64;
         }
@@ -76,17 +77,17 @@ pub(super) fn copy(
     })
 }
 
-/// Runs of blocks that are not all zero: start and end.
-fn data_runs(bytes: &[u8]) -> Vec<(usize, usize)> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
+/// Runs of blocks that are not all zero, as byte ranges.
+fn data_runs(bytes: &[u8]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
     for (index, block) in bytes.chunks(BLOCK_BYTES).enumerate() {
         if block.iter().all(|byte| *byte == 0) {
             continue;
         }
         let start = index * BLOCK_BYTES;
         match runs.last_mut() {
-            Some((_, end)) if *end == start => *end += block.len(),
-            _ => runs.push((start, start + block.len())),
+            Some(last) if last.end == start => last.end += block.len(),
+            _ => runs.push(start..start + block.len()),
         }
     }
     runs

@@ -1,16 +1,16 @@
 //! A space reserve that keeps deletion possible on a full disk.
 //!
 //! Even the commit that removes a file needs space; without any, nothing could ever be removed
-//! again. So a volume keeps a file that nobody reads, the *ballast*. When the metadata cannot be
+//! again. So a volume keeps a file that is never read, the *ballast*. When the metadata cannot be
 //! written for lack of space, the ballast is unlinked, and it is created again when there is space.
 //! On a filesystem that overwrites data in place it consists of preallocated blocks. On one that
 //! copies on write (btrfs, ZFS) or whose behaviour is not known (overlayfs, FUSE, NFS) it consists
 //! of incompressible bytes; since preallocation for the metadata file guarantees nothing there,
 //! every commit relies on the ballast.
 //!
-//! It contains no secret and nothing that is trusted: whoever removes or changes it only takes away
-//! that reserve. A complete ballast is never written again but unlinked and created anew, so copies
-//! of the volume's directory may share it.
+//! It contains no secret and nothing that is trusted. Somebody who removes or changes it only takes
+//! away the reserve. A complete ballast is never written again but unlinked and created anew, so
+//! copies of the volume's directory may share it.
 
 use std::io;
 use std::sync::Arc;
@@ -23,40 +23,41 @@ use super::{BallastKind, EntryInfo, EntryKind, OpenMode, Store, StoreFile, Store
 use crate::errno::Errno;
 
 /// File name in the volume's directory.
-pub const BALLAST_NAME: &str = "ballast";
+const BALLAST_NAME: &str = "ballast";
 /// Full size, except on small disks and for small volumes.
 const WHOLE_BYTES: u64 = 16 << 20;
-/// At most this fraction of the disk, and of a volume with a size limit.
-const SHARE: u64 = 32;
-/// No ballast is kept if the fraction is less than this.
+/// The ballast is at most one part in this many of the disk, and of a volume with a size limit.
+const DISK_PARTS: u64 = 32;
+/// No ballast is kept if that part is less than this.
 const LEAST_BYTES: u64 = 2 << 20;
 /// Unit of writing.
 const PIECE_BYTES: u64 = 256 << 10;
-/// Time between attempts to complete the ballast.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How often a write is retried after the ballast was released, and the pause between attempts:
-/// some filesystems free blocks in the background.
-const TRIES: u32 = 40;
-const PAUSE: Duration = Duration::from_millis(25);
+/// Minimum time between two attempts to fill the ballast.
+const REFILL_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a write is retried after the ballast was released: some filesystems free blocks in the
+/// background.
+const WRITE_RETRIES: u32 = 40;
+/// Delay between two of these attempts.
+const RETRY_DELAY: Duration = Duration::from_millis(25);
 
 /// Bytes that a commit writes per byte of changes, if each change is in a page of its own.
 const WRITTEN_PER_BYTE: u64 = 25;
 /// Additional bytes that a commit writes.
 const COMMIT_BYTES: u64 = 256 << 10;
-/// If the free space is less than this many times the ballast, pending changes are limited to what
-/// the ballast can hold, since the next commit may find no other space.
-const TIGHT: u64 = 64;
-/// How long a result of that check is reused.
-const LOOKED: Duration = Duration::from_millis(100);
+/// Space is scarce if less than this many times the ballast is free. Pending changes are then
+/// limited to what the ballast can hold, since the next commit may find no other space.
+const SCARCE_BALLASTS: u64 = 64;
+/// Minimum time between two checks whether space is scarce.
+const SCARCITY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How much of the ballast a commit requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Requirement {
-    /// All of it: something is added, and removing must stay possible afterwards.
+    /// All of it: the commit adds something, and later commits must still be able to remove.
     Whole,
-    /// Enough for this many bytes of changes, at most a large part of it: something is removed, or
-    /// it is the last commit.
-    Part(u64),
+    /// Enough for this many bytes of changes, or three quarters of the ballast if that is less: the
+    /// commit removes something, or is the last one.
+    ForChanges(u64),
 }
 
 /// The ballast of a volume in use.
@@ -68,15 +69,22 @@ pub struct Ballast {
     whole_bytes: AtomicU64,
     /// Current size.
     bytes: AtomicU64,
-    /// Held while the ballast is released or filled. Contains the time of the last failure to fill
-    /// it.
-    failed: Mutex<Option<Instant>>,
-    /// Whether space is scarce, and when that was checked.
-    tight: Mutex<Option<(Instant, bool)>>,
+    /// The time of the last attempt to fill the ballast, if it failed. Locked while the ballast is
+    /// released or filled.
+    last_failure: Mutex<Option<Instant>>,
+    last_check: Mutex<Option<ScarcityCheck>>,
+}
+
+/// A check whether space is scarce.
+#[derive(Clone, Copy, Debug)]
+struct ScarcityCheck {
+    at: Instant,
+    is_scarce: bool,
 }
 
 impl Ballast {
-    /// The ballast of a volume that is about to be used, as found in its directory.
+    /// The ballast of a volume that is about to be used. A ballast that is already in its directory
+    /// is taken over if it can be used.
     pub fn of(store: Arc<dyn Store>) -> Self {
         let kind = store.ballast_kind();
         let total_bytes = match kind {
@@ -86,28 +94,35 @@ impl Ballast {
         let this = Self {
             store,
             kind,
-            whole_bytes: AtomicU64::new(share_of(total_bytes)),
+            whole_bytes: AtomicU64::new(size_for(total_bytes)),
             bytes: AtomicU64::new(0),
-            failed: Mutex::new(None),
-            tight: Mutex::new(None),
+            last_failure: Mutex::new(None),
+            last_check: Mutex::new(None),
         };
         if let Ok(info) = this.store.info(&path()) {
             match this.whole_bytes() {
-                whole if whole > 0 && is_own(&info) => {
+                whole if whole > 0 && is_usable(&info) => {
                     this.bytes
                         .store(info.len_bytes.min(whole), Ordering::SeqCst);
                 }
-                // It dates from another disk, or is shared with a copy, so unlinking it would free
-                // nothing.
-                _ => drop(this.store.unlink(&path())),
+                // It dates from another disk, is shared with a copy, or is not needed here.
+                _ => this.unlink_unusable(),
             }
         }
         this
     }
 
+    /// Removes a file from which nothing would be gained at a full disk. If it cannot be removed,
+    /// for instance from a read-only store, it only takes space.
+    fn unlink_unusable(&self) {
+        if let Err(error) = self.store.unlink(&path()) {
+            tracing::debug!(%error, "an unusable ballast could not be removed");
+        }
+    }
+
     /// Applies the volume's size limit, in bytes.
     pub fn limit(&self, volume_bytes: u64) {
-        let most = share_of(volume_bytes);
+        let most = size_for(volume_bytes);
         self.whole_bytes.fetch_min(most, Ordering::SeqCst);
         if most == 0 {
             self.release();
@@ -122,7 +137,7 @@ impl Ballast {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// What it consists of.
+    /// The kind of the ballast.
     pub fn kind(&self) -> BallastKind {
         match self.whole_bytes() {
             0 => BallastKind::None,
@@ -141,7 +156,7 @@ impl Ballast {
         if whole == 0 {
             return None;
         }
-        let share = match (self.is_tight(), self.kind) {
+        let share = match (self.is_scarce(), self.kind) {
             (true, _) => 2 * WRITTEN_PER_BYTE,
             // A quota may be exhausted although the disk is not full.
             (false, BallastKind::Bytes) => 8,
@@ -151,19 +166,22 @@ impl Ballast {
     }
 
     /// True if the next commit may find no other space.
-    fn is_tight(&self) -> bool {
+    fn is_scarce(&self) -> bool {
         if self.is_short() {
             return true;
         }
-        let mut tight = self.tight.lock();
-        if let Some((_, known)) = tight.filter(|(at, _)| at.elapsed() < LOOKED) {
-            return known;
+        let mut last_check = self.last_check.lock();
+        if let Some(check) = *last_check
+            && check.at.elapsed() < SCARCITY_CHECK_INTERVAL
+        {
+            return check.is_scarce;
         }
-        let enough = self.whole_bytes().saturating_mul(TIGHT);
+        let enough = self.whole_bytes().saturating_mul(SCARCE_BALLASTS);
         let space = self.store.space();
-        let is_tight = space.map_or(true, |space| space.available_bytes < enough);
-        *tight = Some((Instant::now(), is_tight));
-        is_tight
+        let is_scarce = space.map_or(true, |space| space.available_bytes < enough);
+        let at = Instant::now();
+        *last_check = Some(ScarcityCheck { at, is_scarce });
+        is_scarce
     }
 
     /// Ensures that the required part of the ballast exists.
@@ -174,7 +192,7 @@ impl Ballast {
         let whole = self.whole_bytes();
         let needed = match requirement {
             Requirement::Whole => whole,
-            Requirement::Part(bytes) => bytes
+            Requirement::ForChanges(bytes) => bytes
                 .saturating_mul(WRITTEN_PER_BYTE)
                 .saturating_add(COMMIT_BYTES)
                 .min(whole / 4 * 3),
@@ -192,32 +210,32 @@ impl Ballast {
 
     /// Releases the ballast. True if there was any.
     pub fn release(&self) -> bool {
-        let _one = self.failed.lock();
+        let _filling = self.last_failure.lock();
         if self.bytes.swap(0, Ordering::SeqCst) == 0 {
             return false;
         }
-        let given = self.store.unlink(&path()).and_then(|()| {
+        let released = self.store.unlink(&path()).and_then(|()| {
             // If one call syncs everything, the blocks are free when it returns.
             match self.store.sync_policy().is_at_once() {
                 true => self.store.sync_all(),
                 false => self.store.sync_dir(&StorePath::root()),
             }
         });
-        match given {
+        match released {
             Ok(()) => tracing::info!("the disk is full: the ballast was released"),
             Err(error) => tracing::warn!(%error, "the ballast could not be released"),
         }
         true
     }
 
-    /// Fills it as far as there is space, unless that was tried just before.
+    /// Fills the ballast as far as there is space, unless an attempt failed just before.
     pub fn refill(&self) {
-        let mut failed = self.failed.lock();
+        let mut last_failure = self.last_failure.lock();
         self.detect_removal();
-        if !self.is_short() || failed.is_some_and(|at| at.elapsed() < PATIENCE) {
+        if !self.is_short() || last_failure.is_some_and(|at| at.elapsed() < REFILL_INTERVAL) {
             return;
         }
-        *failed = match self.fill() {
+        *last_failure = match self.fill() {
             Ok(()) => None,
             Err(error) => {
                 tracing::debug!(%error, bytes = self.bytes(), "the ballast is not whole");
@@ -226,7 +244,7 @@ impl Ballast {
         };
     }
 
-    /// Notices that somebody removed or replaced the file to free space: then none of it is left.
+    /// Resets the size if somebody removed or replaced the file to free space.
     fn detect_removal(&self) {
         let bytes = self.bytes();
         if bytes == 0 {
@@ -244,7 +262,7 @@ impl Ballast {
 
     /// Permits another attempt to fill it, since space may have become free.
     pub fn allow_refill(&self) {
-        *self.failed.lock() = None;
+        *self.last_failure.lock() = None;
     }
 
     fn fill(&self) -> io::Result<()> {
@@ -259,7 +277,7 @@ impl Ballast {
             _ => self.store.open(&path(), OpenMode::ReadWrite)?,
         };
         let written = self.write_rest(&*file);
-        // Written bytes count once they are on the disk.
+        // Written bytes count only if they reached the disk.
         let synced = file.sync();
         if synced.is_err() {
             self.bytes.store(0, Ordering::SeqCst);
@@ -283,9 +301,7 @@ impl Ballast {
         }
         Ok(())
     }
-}
 
-impl Ballast {
     fn reserve_rest(&self, file: &dyn StoreFile, whole: u64) -> io::Result<()> {
         let mut at = self.bytes();
         while at < whole {
@@ -303,13 +319,14 @@ fn path() -> StorePath {
     StorePath::new(BALLAST_NAME)
 }
 
-fn share_of(bytes: u64) -> u64 {
-    let share = (bytes / SHARE).min(WHOLE_BYTES) / PIECE_BYTES * PIECE_BYTES;
+/// Target size on a disk, or for a volume, of this size.
+fn size_for(bytes: u64) -> u64 {
+    let share = (bytes / DISK_PARTS).min(WHOLE_BYTES) / PIECE_BYTES * PIECE_BYTES;
     if share < LEAST_BYTES { 0 } else { share }
 }
 
 /// True for a fully allocated file that no other name shares.
-fn is_own(info: &EntryInfo) -> bool {
+fn is_usable(info: &EntryInfo) -> bool {
     let blocks = info.allocated_bytes >= info.len_bytes / 16 * 15;
     info.kind == EntryKind::File && info.links == 1 && blocks
 }
@@ -336,12 +353,12 @@ impl WithBallast {
         if !is_full(&result) || !self.ballast.release() {
             return result;
         }
-        for _ in 0..TRIES {
+        for _ in 0..WRITE_RETRIES {
             result = write();
             if !is_full(&result) {
                 break;
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(RETRY_DELAY);
         }
         result
     }
@@ -396,9 +413,9 @@ mod tests {
     use super::*;
     use crate::store::directory::DirectoryStore;
 
-    /// A user who looks for space on a full disk finds a file that seems removable.
+    /// A user may remove the file in order to free space on a full disk.
     #[test]
-    fn one_that_is_removed_is_made_anew() {
+    fn a_removed_ballast_is_created_again() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(BALLAST_NAME);
         let len = || fs::metadata(&file).map_or(0, |metadata| metadata.len());
@@ -408,8 +425,8 @@ mod tests {
                 kind,
                 whole_bytes: AtomicU64::new(LEAST_BYTES),
                 bytes: AtomicU64::new(0),
-                failed: Mutex::new(None),
-                tight: Mutex::new(None),
+                last_failure: Mutex::new(None),
+                last_check: Mutex::new(None),
             };
             for part in [LEAST_BYTES, LEAST_BYTES / 2] {
                 ballast.require(Requirement::Whole).unwrap();

@@ -62,7 +62,7 @@ impl SpaceBudget {
         self.used_pages.fetch_add(pages, Ordering::Relaxed);
     }
 
-    fn give(&self, pages: u64) {
+    fn give_back(&self, pages: u64) {
         self.used_pages.fetch_sub(pages, Ordering::Relaxed);
     }
 }
@@ -77,7 +77,7 @@ pub(super) struct Contents {
 
 impl Drop for Contents {
     fn drop(&mut self) {
-        self.budget.give(self.pages.len() as u64);
+        self.budget.give_back(self.pages.len() as u64);
     }
 }
 
@@ -90,7 +90,7 @@ impl Contents {
         }
     }
 
-    /// A copy that is charged to another budget, which may exceed its limit thereby.
+    /// A copy that is charged to another budget, even if that budget exceeds its limit then.
     pub(super) fn copy_into(&self, budget: Arc<SpaceBudget>) -> Self {
         budget.take_unchecked(self.pages.len() as u64);
         Self {
@@ -130,7 +130,7 @@ impl Contents {
         };
         match (removed.is_some(), added) {
             (false, true) => self.budget.take_unchecked(1),
-            (true, false) => self.budget.give(1),
+            (true, false) => self.budget.give_back(1),
             _ => {}
         }
     }
@@ -186,7 +186,7 @@ impl Contents {
     /// Sets the length and clears everything beyond it.
     pub(super) fn trim_to(&mut self, len_bytes: u64) {
         let removed = self.pages.split_off(&len_bytes.div_ceil(PAGE));
-        self.budget.give(removed.len() as u64);
+        self.budget.give_back(removed.len() as u64);
         let (index, start) = locate(len_bytes);
         if start > 0 {
             self.edit_page(index, |page| page[start..].fill(0));

@@ -7,12 +7,11 @@
 //! - Only plain files are opened as files. A pipe, socket or device in place of one is an error
 //!   ([`io::ErrorKind::InvalidData`]) that names its type, and never blocks.
 //! - Files are created with mode 0600, directories with 0700; descriptors are close-on-exec.
-//!
 //! - Many files are synced by one `syncfs` only if that is reliable ([`SyncPolicy`]): the type of
 //!   the directory's filesystem decides, and nothing in the volume may be on another filesystem.
 //!
 //! Descriptors of folders are cached, so that opening an object costs one `openat`. A cached folder
-//! that somebody renames stays the same folder.
+//! that is renamed stays the same folder.
 
 use std::any::Any;
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
@@ -81,7 +80,8 @@ impl DirectoryStore {
         })
     }
 
-    /// Notes a file or folder that a `syncfs` of the directory does not cover.
+    /// Records it if a file or folder is on another filesystem: a `syncfs` of the directory does
+    /// not cover it.
     fn note_device(&self, stat: &files::Stat) {
         if stat.device != self.device {
             self.spans_filesystems.store(true, Ordering::SeqCst);
@@ -108,8 +108,9 @@ impl DirectoryStore {
         Ok(created)
     }
 
-    /// Notes mounts on directories of the volume that have not been opened yet.
-    fn note_mounts(&self) {
+    /// Detects filesystems that are mounted on directories of the volume, by opening each
+    /// directory.
+    fn detect_mounts(&self) {
         let entries = self.list(&StorePath::root()).unwrap_or_default();
         for (name, kind) in entries {
             if kind == EntryKind::Directory {
@@ -189,7 +190,8 @@ impl DirectoryStore {
         }
         self.in_folder(&path.parent(), |folder| {
             let file = files::open_file_at(folder, path.name(), access).map_err(|error| {
-                // A symbolic link is ELOOP, a socket ENXIO: say so in words.
+                // The error alone (ELOOP for a symbolic link, ENXIO for a socket) does not name the
+                // type.
                 match files::stat_at(folder, path.name()) {
                     Ok(stat) if access != Access::CreateNew => {
                         refusal(path, stat.file_type).unwrap_or(error)
@@ -304,7 +306,7 @@ impl Store for DirectoryStore {
         let Some(directory) = (source as &dyn Any).downcast_ref::<Self>() else {
             return adopt::copy(source, &from, self, to).map(|()| Adopted::Copied);
         };
-        // A link to a symbolic link, a pipe or a device would be one itself.
+        // A hard link to a symbolic link, a pipe or a device would be another such entry.
         directory.check_plain(&from)?;
         match self.link_from(directory, &from, to) {
             Err(error) if adopt::cannot_link(&error) => {}
@@ -382,11 +384,11 @@ impl Store for DirectoryStore {
     /// The descriptor has been open since before the first write, so a `syncfs` of it reports every
     /// failed write, also of files that were closed since.
     fn sync_all(&self) -> io::Result<()> {
-        self.note_mounts();
+        self.detect_mounts();
         if !self.sync_policy().is_at_once() {
             return sync::sync_tree(self, &StorePath::root());
         }
-        // A second caller must not take silence for success.
+        // The kernel reports a failure once, but all later callers must get it too.
         let mut failed = self.failed_syncfs.lock();
         if let Some(code) = *failed {
             return Err(io::Error::from_raw_os_error(code));
@@ -427,7 +429,8 @@ impl Store for DirectoryStore {
     }
 
     /// `flock(2)`: the lock belongs to the open file description, so that two opens in one process
-    /// exclude each other too, and it survives the fork of a process that goes to the background.
+    /// exclude each other too, and it survives the fork of a process that continues in the
+    /// background.
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         // Opened for writing, since NFS makes an exclusive flock a write lock of the range.
         let file = self.open_plain(path, Access::ReadWrite)?;
@@ -463,17 +466,17 @@ fn lock_dir_error(error: TryLockError) -> io::Error {
     }
 }
 
-/// Restricts a file or directory to its owner: everybody who may open it may lock it and keep
-/// others out. A copy may have got a wider mode from its maker's umask. Returns the previous mode
-/// if it was changed. If modes cannot be set, the mode stays.
+/// Restricts a file or directory to its owner: every user who may open it may lock it and keep
+/// others out. A copy may have a wider mode from the umask of the program that made it. Returns the
+/// previous mode if it was changed. If modes cannot be set, the mode stays.
 fn restrict_to_owner(file: &File) -> Option<Permissions> {
-    let tighten = || {
+    let restrict = || {
         let metadata = file.metadata()?;
         let me = effective_user();
-        let may = me == 0 || me == metadata.uid();
+        let may_change = me == 0 || me == metadata.uid();
         // A file with several names may be an unrelated file that somebody linked here.
-        let alone = metadata.is_dir() || metadata.nlink() == 1;
-        if metadata.mode() & 0o077 == 0 || !may || !alone {
+        let is_unshared = metadata.is_dir() || metadata.nlink() == 1;
+        if metadata.mode() & 0o077 == 0 || !may_change || !is_unshared {
             return Ok(None);
         }
         let mode = match metadata.is_dir() {
@@ -483,7 +486,7 @@ fn restrict_to_owner(file: &File) -> Option<Permissions> {
         file.set_permissions(Permissions::from_mode(mode))?;
         Ok(Some(metadata.permissions()))
     };
-    tighten().unwrap_or_else(|error: io::Error| {
+    restrict().unwrap_or_else(|error: io::Error| {
         tracing::debug!(%error, "other users may open the locked file");
         None
     })
@@ -491,8 +494,8 @@ fn restrict_to_owner(file: &File) -> Option<Permissions> {
 
 impl DirectoryStore {
     /// Removes the permissions of group and others from the directory, and returns the previous
-    /// mode if it was changed. They are useless: the contents of a volume belong to its owner
-    /// alone.
+    /// mode if it was changed. Nobody else needs access: the contents of a volume belong to its
+    /// owner alone.
     pub fn restrict_to_owner(&self) -> Option<Permissions> {
         let root = self.root.try_clone().map(File::from);
         root.ok().and_then(|root| restrict_to_owner(&root))
@@ -501,7 +504,7 @@ impl DirectoryStore {
     /// Restores a mode that [`Self::restrict_to_owner`] has returned.
     ///
     /// # Errors
-    /// What the operating system refuses.
+    /// When the operating system refuses to change the mode.
     pub fn set_permissions(&self, permissions: Permissions) -> io::Result<()> {
         File::from(self.root.try_clone()?).set_permissions(permissions)
     }

@@ -1,8 +1,8 @@
 //! The memory store: a whole tree in memory, for tests and for measuring everything but the disk.
 //!
 //! It behaves like a directory on a filesystem without a cache: hard links share bytes, an unlinked
-//! file exists until its last handle is closed, and holes use no space. Everything counts as
-//! durable at once; [`super::faulty`] is the store that distinguishes.
+//! file exists until its last handle is closed, and holes use no space. Everything is durable at
+//! once; [`super::faulty`] is the store that tracks durability.
 //!
 //! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a separate
 //! tree (bytes are shared until written). After ENOSPC a file is unchanged.
@@ -66,8 +66,8 @@ impl MemoryStore {
         Self::with_budget(SpaceBudget::new(Some(capacity_bytes)))
     }
 
-    /// Makes files be synced one by one from now on, as on a filesystem whose `syncfs` is not
-    /// reliable.
+    /// Requires that files be synced one by one from now on, as on a filesystem whose `syncfs` is
+    /// not reliable.
     pub fn sync_each_file(&self) {
         self.0.each_file.store(true, Ordering::SeqCst);
     }

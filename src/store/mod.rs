@@ -53,9 +53,11 @@ impl StorePath {
         Self(String::new())
     }
 
+    /// The path with this text. Only texts that this program makes are passed; none is read from a
+    /// volume.
+    ///
     /// # Panics
-    /// If the text is not a store path. All store paths are made by this program; none is read from
-    /// a volume.
+    /// If the text is not a store path.
     pub fn new(text: &str) -> Self {
         assert!(
             text.split('/').all(is_component) && text.split('/').count() <= COMPONENTS_MAX,
@@ -108,7 +110,7 @@ pub enum OpenMode {
     CreateNew,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EntryKind {
     /// A plain file.
@@ -119,10 +121,10 @@ pub enum EntryKind {
     Other,
 }
 
-/// What `stat` says of an entry.
+/// Attributes of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EntryInfo {
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
     /// Length in bytes.
     pub len_bytes: u64,
@@ -145,13 +147,13 @@ pub struct SpaceInfo {
     pub available_bytes: u64,
 }
 
-/// True if this process, or the whole machine, has too many open files, which says nothing about
-/// the stored data.
+/// True for the error that this process, or the whole machine, has too many open files. It is no
+/// failure of the backing filesystem.
 pub fn too_many_open(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// What the ballast of a volume consists of (see [`ballast`]).
+/// The kind of a volume's ballast (see [`ballast`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BallastKind {
     /// There is no ballast.
@@ -223,8 +225,8 @@ pub trait StoreFile: Send + Sync + Debug {
     /// # Errors
     /// ENOSPC or EDQUOT if there is not enough space, and other failures of the backing filesystem.
     fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
-    /// Makes an empty file be written in place from now on, if the backing filesystem copies on
-    /// write and allows it.
+    /// Turns copy-on-write off for an empty file, if the backing filesystem copies on write and
+    /// allows that.
     fn write_in_place(&self) {}
     /// Starts reading the range ahead without waiting, if the backing filesystem can. A caller that
     /// reads from several files in turn then waits only once.
@@ -235,7 +237,7 @@ pub trait StoreFile: Send + Sync + Debug {
     /// When the backing filesystem fails. Bytes written since the last success may be lost then,
     /// and a later sync need not cover them.
     fn sync(&self) -> io::Result<()>;
-    /// What `fstat` says.
+    /// Attributes of the file (`fstat`).
     ///
     /// # Errors
     /// When the backing filesystem fails.
@@ -261,8 +263,8 @@ pub trait Store: Send + Sync + Debug + Any {
     /// ENOENT if the file does not exist, EEXIST if a file to create does, EISDIR for a directory,
     /// `InvalidData` for anything else that is no plain file.
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>>;
-    /// Atomically renames a file, replacing the file at `to`. EISDIR when either is a directory.
-    /// Two names of one file are left as they are, as POSIX wants.
+    /// Atomically renames a file, replacing the file at `to`. If both are names of one file,
+    /// nothing changes, as POSIX requires.
     ///
     /// # Errors
     /// EISDIR if either is a directory, ENOENT if there is no file `from`.
@@ -317,12 +319,12 @@ pub trait Store: Send + Sync + Debug + Any {
     /// # Errors
     /// When the backing filesystem fails. Anything written since the last success may be lost then.
     fn sync_all(&self) -> io::Result<()>;
-    /// What `lstat` says.
+    /// Attributes of an entry (`lstat`).
     ///
     /// # Errors
     /// ENOENT if there is no such entry.
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo>;
-    /// What the ballast of a volume in this store consists of.
+    /// The kind of the ballast that a volume in this store has.
     fn ballast_kind(&self) -> BallastKind {
         BallastKind::None
     }

@@ -2,12 +2,13 @@
 //!
 //! [`ReadOnlyStore`] opens files for reading only and refuses everything else with EROFS. The
 //! database in `meta` marks its file as in use and may have to recover, so it needs a writable
-//! file: [`Scratch`] keeps what is written over a file in memory. The file itself stays unchanged,
-//! so a volume on read-only media can be used, and a clean volume stays clean.
+//! file. [`ScratchFile`] looks like one, and keeps in memory what is written to it. The file itself
+//! stays unchanged, so a volume on read-only media can be used, and a clean volume stays clean.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -37,7 +38,7 @@ impl ReadOnlyStore {
     }
 }
 
-fn refused() -> io::Error {
+fn read_only_error() -> io::Error {
     os_error(Errno::EROFS)
 }
 
@@ -45,32 +46,32 @@ impl Store for ReadOnlyStore {
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
         match mode {
             OpenMode::Read | OpenMode::ReadWrite => self.0.open(path, OpenMode::Read),
-            OpenMode::CreateNew => Err(refused()),
+            OpenMode::CreateNew => Err(read_only_error()),
         }
     }
 
     fn rename(&self, _: &StorePath, _: &StorePath) -> io::Result<()> {
-        Err(refused())
+        Err(read_only_error())
     }
 
     fn link(&self, _: &StorePath, _: &StorePath) -> io::Result<()> {
-        Err(refused())
+        Err(read_only_error())
     }
 
     fn adopt(&self, _: &dyn Store, _: &StorePath, _: &StorePath) -> io::Result<Adopted> {
-        Err(refused())
+        Err(read_only_error())
     }
 
     fn unlink(&self, _: &StorePath) -> io::Result<()> {
-        Err(refused())
+        Err(read_only_error())
     }
 
     fn create_dir(&self, _: &StorePath) -> io::Result<()> {
-        Err(refused())
+        Err(read_only_error())
     }
 
     fn remove_dir(&self, _: &StorePath) -> io::Result<()> {
-        Err(refused())
+        Err(read_only_error())
     }
 
     fn directory_identity(&self) -> io::Result<Option<DirectoryIdentity>> {
@@ -125,19 +126,19 @@ struct Written {
     /// Blocks that differ from the file's, by number.
     blocks: BTreeMap<u64, Block>,
     len_bytes: u64,
-    /// End of the bytes that are still read from the file. After a truncation they are not read
-    /// again.
-    own_bytes: u64,
+    /// End of the bytes that are still read from the file. Bytes that were truncated once are not
+    /// read from it again.
+    file_end: u64,
 }
 
 /// A file with overwrites in memory, which are lost when this is dropped.
 #[derive(Debug)]
-pub struct Scratch {
+pub struct ScratchFile {
     file: Arc<dyn StoreFile>,
     written: RwLock<Written>,
 }
 
-impl Scratch {
+impl ScratchFile {
     /// Wraps a file.
     ///
     /// # Errors
@@ -147,23 +148,32 @@ impl Scratch {
         let written = RwLock::new(Written {
             blocks: BTreeMap::new(),
             len_bytes,
-            own_bytes: len_bytes,
+            file_end: len_bytes,
         });
         Ok(Self { file, written })
     }
 
-    /// Fills `out` from the file's own bytes, and with zeros after their end.
-    fn read_own(&self, own_bytes: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let there = own_bytes.saturating_sub(offset).min(out.len() as u64) as usize;
-        let count = self.file.read_at(&mut out[..there], offset)?;
+    /// Fills `out` from the file, and with zeros from `file_end` on.
+    fn read_file(&self, file_end: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let in_file = file_end.saturating_sub(offset).min(out.len() as u64) as usize;
+        let count = self.file.read_at(&mut out[..in_file], offset)?;
         out[count..].fill(0);
         Ok(())
     }
 }
 
-/// Splits a range at block boundaries. Each item is: block number, start within the block, start
-/// within the range, number of bytes.
-fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+/// The part of a byte range that lies in one block.
+struct Piece {
+    /// Number of the block.
+    block: u64,
+    /// The bytes within the block.
+    in_block: Range<usize>,
+    /// The same bytes within the range.
+    in_range: Range<usize>,
+}
+
+/// Splits a range at block boundaries.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
     let mut done = 0;
     std::iter::from_fn(move || {
         if done == len {
@@ -172,22 +182,26 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, u
         let at = offset + done as u64;
         let within = (at % BLOCK_BYTES as u64) as usize;
         let count = (BLOCK_BYTES - within).min(len - done);
-        let piece = (at / BLOCK_BYTES as u64, within, done, count);
+        let piece = Piece {
+            block: at / BLOCK_BYTES as u64,
+            in_block: within..within + count,
+            in_range: done..done + count,
+        };
         done += count;
         Some(piece)
     })
 }
 
-impl StoreFile for Scratch {
+impl StoreFile for ScratchFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let written = self.written.read();
-        let there = written.len_bytes.saturating_sub(offset);
-        let len = there.min(buffer.len() as u64) as usize;
+        let available = written.len_bytes.saturating_sub(offset);
+        let len = available.min(buffer.len() as u64) as usize;
         let buffer = &mut buffer[..len];
-        self.read_own(written.own_bytes, offset, buffer)?;
-        for (number, within, start, count) in pieces(offset, len) {
-            if let Some(block) = written.blocks.get(&number) {
-                buffer[start..start + count].copy_from_slice(&block[within..within + count]);
+        self.read_file(written.file_end, offset, buffer)?;
+        for piece in pieces(offset, len) {
+            if let Some(block) = written.blocks.get(&piece.block) {
+                buffer[piece.in_range].copy_from_slice(&block[piece.in_block]);
             }
         }
         Ok(len)
@@ -198,17 +212,17 @@ impl StoreFile for Scratch {
             .checked_add(bytes.len() as u64)
             .ok_or_else(|| os_error(Errno::EFBIG))?;
         let mut written = self.written.write();
-        let own_bytes = written.own_bytes;
-        for (number, within, start, count) in pieces(offset, bytes.len()) {
-            let block = match written.blocks.entry(number) {
-                Entry::Occupied(there) => there.into_mut(),
-                Entry::Vacant(free) => {
+        let file_end = written.file_end;
+        for piece in pieces(offset, bytes.len()) {
+            let block = match written.blocks.entry(piece.block) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
                     let mut block = Box::new([0; BLOCK_BYTES]);
-                    self.read_own(own_bytes, number * BLOCK_BYTES as u64, &mut block[..])?;
-                    free.insert(block)
+                    self.read_file(file_end, piece.block * BLOCK_BYTES as u64, &mut block[..])?;
+                    entry.insert(block)
                 }
             };
-            block[within..within + count].copy_from_slice(&bytes[start..start + count]);
+            block[piece.in_block].copy_from_slice(&bytes[piece.in_range]);
         }
         written.len_bytes = written.len_bytes.max(end);
         Ok(())
@@ -229,7 +243,7 @@ impl StoreFile for Scratch {
             if let Some(block) = written.blocks.get_mut(&last) {
                 block[within..].fill(0);
             }
-            written.own_bytes = written.own_bytes.min(len_bytes);
+            written.file_end = written.file_end.min(len_bytes);
         }
         written.len_bytes = len_bytes;
         Ok(())
@@ -270,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_refuses_what_would_change_it() {
+    fn the_store_refuses_every_change() {
         let (inner, path) = file(b"bytes");
         let store = ReadOnlyStore::over(Arc::clone(&inner));
         let other = StorePath::new("other");
@@ -293,11 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_behaves_as_a_file_and_leaves_the_file_alone() {
+    fn a_scratch_file_behaves_like_a_file_and_leaves_the_file_unchanged() {
         let start: Vec<u8> = (0..20_000u32).map(|n| n as u8).collect();
         let (store, path) = file(&start);
         let own = store.open(&path, OpenMode::Read).unwrap();
-        let scratch = Scratch::over(own).unwrap();
+        let scratch = ScratchFile::over(own).unwrap();
         let mut expected = start.clone();
         let mut seed = 1u64;
         for _ in 0..2000 {

@@ -1,7 +1,7 @@
 //! A directory of a store as a separate store: several volumes in one store.
 //!
-//! A power cut of the underlying store affects all of them at the same moment, and one can adopt
-//! files of another by hard links.
+//! A power cut of the underlying store affects all of them at the same moment, and one volume can
+//! adopt files of another by hard links.
 
 use std::io;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl SubStore {
     }
 
     /// The path in the underlying store.
-    pub(super) fn inside(&self, path: &StorePath) -> StorePath {
+    pub(super) fn inner_path(&self, path: &StorePath) -> StorePath {
         match (self.prefix.is_root(), path.is_root()) {
             (true, _) => path.clone(),
             (_, true) => self.prefix.clone(),
@@ -42,39 +42,41 @@ impl SubStore {
 
 impl Store for SubStore {
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
-        self.inner.open(&self.inside(path), mode)
+        self.inner.open(&self.inner_path(path), mode)
     }
 
     fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
-        self.inner.rename(&self.inside(from), &self.inside(to))
+        self.inner
+            .rename(&self.inner_path(from), &self.inner_path(to))
     }
 
     fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
-        self.inner.link(&self.inside(from), &self.inside(to))
+        self.inner
+            .link(&self.inner_path(from), &self.inner_path(to))
     }
 
     fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted> {
-        self.inner.adopt(source, from, &self.inside(to))
+        self.inner.adopt(source, from, &self.inner_path(to))
     }
 
     fn unlink(&self, path: &StorePath) -> io::Result<()> {
-        self.inner.unlink(&self.inside(path))
+        self.inner.unlink(&self.inner_path(path))
     }
 
     fn create_dir(&self, path: &StorePath) -> io::Result<()> {
-        self.inner.create_dir(&self.inside(path))
+        self.inner.create_dir(&self.inner_path(path))
     }
 
     fn remove_dir(&self, path: &StorePath) -> io::Result<()> {
-        self.inner.remove_dir(&self.inside(path))
+        self.inner.remove_dir(&self.inner_path(path))
     }
 
     fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
-        self.inner.list(&self.inside(dir))
+        self.inner.list(&self.inner_path(dir))
     }
 
     fn sync_dir(&self, dir: &StorePath) -> io::Result<()> {
-        self.inner.sync_dir(&self.inside(dir))
+        self.inner.sync_dir(&self.inner_path(dir))
     }
 
     fn sync_policy(&self) -> SyncPolicy {
@@ -90,7 +92,7 @@ impl Store for SubStore {
     }
 
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
-        self.inner.info(&self.inside(path))
+        self.inner.info(&self.inner_path(path))
     }
 
     fn ballast_kind(&self) -> BallastKind {
@@ -102,18 +104,18 @@ impl Store for SubStore {
     }
 
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
-        self.inner.lock(&self.inside(path))
+        self.inner.lock(&self.inner_path(path))
     }
 
     fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
-        self.inner.lock_shared(&self.inside(path))
+        self.inner.lock_shared(&self.inner_path(path))
     }
 
     fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
-        self.inner.lock_dir(&self.inside(dir))
+        self.inner.lock_dir(&self.inner_path(dir))
     }
 
     fn lock_dir_shared(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
-        self.inner.lock_dir_shared(&self.inside(dir))
+        self.inner.lock_dir_shared(&self.inner_path(dir))
     }
 }

@@ -16,8 +16,8 @@ use crate::sys::backing;
 
 /// Filesystems whose writeback goes through the page cache of a local disk and records each failed
 /// write in the superblock. Excluded, although local: overlayfs (errors stay with the underlying
-/// layer), ZFS and others with caches of their own, FAT and NTFS (which do not order their metadata
-/// by it).
+/// layer), ZFS and others with caches of their own, FAT and NTFS (which do not order metadata
+/// writes by `syncfs`).
 const SYNCFS_IS_PROOF: [&str; 8] = [
     "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs",
 ];
@@ -89,7 +89,8 @@ impl std::fmt::Display for SyncPolicy {
     }
 }
 
-/// A release that cannot be parsed is taken for an old one.
+/// True if `syncfs` of this kernel reports failed writes. False for a release that cannot be
+/// parsed.
 fn reports_failed_writes(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
@@ -122,7 +123,8 @@ pub(super) fn sync_tree(store: &dyn Store, dir: &StorePath) -> io::Result<()> {
     store.sync_dir(dir)
 }
 
-/// A network filesystem may flush nothing through a descriptor that was opened for reading only.
+/// Opens the file for writing if possible: a network filesystem may flush nothing through a
+/// descriptor that was opened for reading only.
 fn sync_file(store: &dyn Store, path: &StorePath) -> io::Result<()> {
     match store.open(path, OpenMode::ReadWrite) {
         Ok(file) => file.sync(),
@@ -138,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_to_be_right_is_synced_file_by_file() {
+    fn other_filesystems_and_older_kernels_are_synced_file_by_file() {
         for name in SYNCFS_IS_PROOF {
             assert!(SyncPolicy::of(Some(name), "5.8.0").is_at_once(), "{name}");
             assert!(!SyncPolicy::of(Some(name), "5.7.19").is_at_once(), "{name}");

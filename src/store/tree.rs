@@ -1,6 +1,6 @@
 //! Names in memory: directories, hard links, and the POSIX rules for changing them.
 //!
-//! Generic over the contents of a file (`F`), since the faulty store also keeps track of what is
+//! Generic over the contents of a file (`F`), since the faulty store also tracks which contents are
 //! durable. Every operation returns the [`Change`]s that it made, in the order in which they may
 //! reach a disk: a name is added before the old one is removed.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{EntryKind, StorePath, os_error};
 use crate::errno::Errno;
 
-/// Identifies a directory during its existence, whatever its name.
+/// Identifies a directory as long as it exists, whatever its name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(super) struct DirectoryNumber(u64);
 
@@ -142,7 +142,7 @@ impl<F> Tree<F> {
         tree
     }
 
-    /// The directory's number; ENOENT, or ENOTDIR where a file is in the way.
+    /// The directory's number. ENOENT if a component does not exist, ENOTDIR if it is a file.
     pub(super) fn directory(&self, path: &StorePath) -> io::Result<DirectoryNumber> {
         let mut number = ROOT;
         for name in path.as_str().split('/').filter(|name| !name.is_empty()) {

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 
 /// An `O_PATH` handle of a location in the mount tree.
 #[derive(Debug)]
-pub struct Location(OwnedFd);
+pub(crate) struct Location(OwnedFd);
 
 /// Properties of a location that the kernel knows without asking the filesystem.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LocationInfo {
+pub(crate) struct LocationInfo {
     /// Device number of the filesystem, as `stat` has it.
     pub device: u64,
     /// Number of the mount, as `/proc/self/mountinfo` has it.
@@ -47,7 +47,7 @@ impl Location {
     ///
     /// # Errors
     /// When open(2) fails.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         open_path(libc::AT_FDCWD, path, 0)
     }
 
@@ -55,7 +55,7 @@ impl Location {
     ///
     /// # Errors
     /// When openat(2) fails.
-    pub fn open_at(dir: impl AsFd, name: &Path) -> io::Result<Self> {
+    pub(crate) fn open_at(dir: impl AsFd, name: &Path) -> io::Result<Self> {
         open_path(dir.as_fd().as_raw_fd(), name, libc::O_NOFOLLOW)
     }
 
@@ -63,12 +63,12 @@ impl Location {
     ///
     /// # Errors
     /// `Unsupported` before Linux 5.8, and failures of statx(2).
-    pub fn info(&self) -> io::Result<LocationInfo> {
+    pub(crate) fn info(&self) -> io::Result<LocationInfo> {
         location_info(&self.0)
     }
 
     /// A path that leads to this location, and only to it, while the handle is open.
-    pub fn fixed_path(&self) -> PathBuf {
+    pub(crate) fn fixed_path(&self) -> PathBuf {
         fixed_path(&self.0)
     }
 }

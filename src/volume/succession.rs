@@ -67,7 +67,7 @@ impl Ancestry {
                         after: ancestor.active,
                     };
                     let key = verification_key(held)?;
-                    if succession.is_stated_in(&key, &ancestor.verification_key, &statement.mac) {
+                    if succession.verify_mac(&key, &ancestor.verification_key, &statement.mac) {
                         next = Some(before);
                         incarnation = statement.incarnation;
                         handed_over_at = Some(Sequence(statement.commit));

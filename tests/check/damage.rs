@@ -255,8 +255,8 @@ fn lists_of_what_is_to_go_name_nothing_that_is_used() {
         let object = extent.names()[0].encode();
         change(meta, |batch| {
             meta.set_row(batch, Table::Garbage, keys::number(70), Some(object));
-            meta.put_orphan(batch, file, true);
-            meta.put_orphan(batch, NO_INO, true);
+            meta.put_orphan(batch, file);
+            meta.put_orphan(batch, NO_INO);
             meta.set_row(batch, Table::Trim, vec![1, 2, 3], Some(vec![1]));
         });
     });

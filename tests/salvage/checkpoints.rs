@@ -230,7 +230,7 @@ fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
     assert_eq!(names(&mount.store).len(), 1, "the older one gives way");
     assert!(matches!(
         mount.fs.checkpoint_now(),
-        Err(CheckpointError::NoRoom)
+        Err(CheckpointError::NoSpace)
     ));
     mount.fs.unlink(ROOT, b"fill").unwrap();
     mount.fs.sync().unwrap();

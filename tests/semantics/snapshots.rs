@@ -485,7 +485,7 @@ fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     let meta = audit::open_meta(&mount.store, mount.keystore.path());
     let mut purge = Purge::default();
     for (id, _) in meta.views() {
-        meta.hide_view(id, true);
+        meta.hide_view(id);
         meta.write_leaving(id).unwrap();
         meta.release_view(id);
         assert!(purge.step(&meta).unwrap());

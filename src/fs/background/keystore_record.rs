@@ -73,8 +73,9 @@ impl Filesystem {
     }
 
     fn write_keystore_record(&self, clean: bool) -> Result<(), KeyError> {
-        let (newest, tags) = self.meta.file().durable();
-        self.volume.remember(newest, tags, clean)
+        let durable = self.meta.file().durable();
+        self.volume
+            .remember(durable.sequence, durable.outer_tags, clean)
     }
 }
 

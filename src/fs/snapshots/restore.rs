@@ -198,7 +198,7 @@ impl Filesystem {
             return Ok(());
         }
         tracing::info!("continuing a restore from a snapshot");
-        let pause = self.meta.pause();
+        let pause = self.meta.exclusive_permit();
         let restored = self.restore_paused(target);
         drop(pause);
         restored?;

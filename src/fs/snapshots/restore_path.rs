@@ -105,7 +105,7 @@ impl Filesystem {
         let mut batch = Batch::new();
         let record = InodeRecord { nlink: 0, ..root };
         self.meta.put_inode(&mut batch, ino, &record)?;
-        self.meta.put_orphan(&mut batch, ino, true);
+        self.meta.put_orphan(&mut batch, ino);
         batch.inodes += 1;
         self.meta.apply(batch)?;
         Ok(ino)
@@ -171,7 +171,7 @@ impl Filesystem {
         self.meta
             .put_dirent(&mut batch, task.parent, &task.name, Some(entry))?;
         self.contents
-            .check_space_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), 0)?;
         self.meta.apply(batch)?;
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Filesystem {
         }
         batch.inodes += 1;
         self.contents
-            .check_space_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), 0)?;
         self.meta.apply(batch)?;
         Ok(())
     }

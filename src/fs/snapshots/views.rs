@@ -24,7 +24,7 @@ use crate::fs::references::Access;
 use crate::fs::types::NodeId;
 use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, ViewId};
-use crate::meta::Pause;
+use crate::meta::ExclusivePermit;
 use crate::meta::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use crate::sealed::PAGE_BYTES;
 use crate::snapshot;
@@ -193,9 +193,9 @@ impl Filesystem {
         let (id, record) = added.ok_or(ViewError::TooMany)?;
         if let Err(error) = self.commit_with_reclaim() {
             // After an error the view must not be visible.
-            self.meta.hide_view(id, true);
+            self.meta.hide_view(id);
             if self.meta.write_leaving(id).is_ok() {
-                let _pause = self.meta.pause();
+                let _pause = self.meta.exclusive_permit();
                 self.meta.release_view(id);
             }
             return Err(error.into());
@@ -217,14 +217,14 @@ impl Filesystem {
     }
 
     /// Makes all contents durable, and pauses all changes until the result is dropped.
-    pub(in crate::fs) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
+    pub(in crate::fs) fn sync_and_pause(&self) -> Result<ExclusivePermit<'_>, FsError> {
         for _ in 0..ROUNDS_MAX {
             self.contents.sync_all()?;
             if self.contents.unsynced_pages() <= PAGES_LEFT {
                 break;
             }
         }
-        let pause = self.meta.pause();
+        let pause = self.meta.exclusive_permit();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
         // The clock may advance in ticks. The next write must have another time than the last one, or
@@ -252,9 +252,9 @@ impl Filesystem {
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
         let (id, record) = self.existing_view(kind, name)?;
-        self.meta.hide_view(id, true);
+        self.meta.hide_view(id);
         if self.references.view_in_use(id) {
-            self.meta.hide_view(id, false);
+            self.meta.unhide_view(id);
             return Err(ViewError::Busy {
                 kind,
                 name: name.to_owned(),
@@ -264,13 +264,13 @@ impl Filesystem {
         if let Err(error) = marked.and_then(|()| self.commit_with_reclaim()) {
             // Undo. If that cannot be written any more, the next mount shows the view anyway.
             let _ = self.meta.put_view(id, &record);
-            self.meta.hide_view(id, false);
+            self.meta.unhide_view(id);
             return Err(error.into());
         }
         {
             // Changes that are being applied may still keep records for this view. The purge must
             // come after them.
-            let _pause = self.meta.pause();
+            let _pause = self.meta.exclusive_permit();
             self.meta.release_view(id);
         }
         self.contents.forget_view(record.generation);

@@ -23,7 +23,7 @@ use crate::ids::CryptoId;
 use crate::sys::wipe::with_stack_wiped;
 
 /// The implementation of the outer layer in this build.
-pub const IMPLEMENTATION: &str = chosen::IMPLEMENTATION;
+pub(super) const IMPLEMENTATION: &str = chosen::IMPLEMENTATION;
 
 /// Bytes of a nonce.
 pub const NONCE_BYTES: usize = 12;

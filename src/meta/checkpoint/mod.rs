@@ -8,13 +8,12 @@
 //! 512 | "bilayerC" 8 | 1 | created 12
 //! ```
 //! Page 0 is in slot A and is sealed under the sequence that it has in `meta`, so authenticated
-//! data says which of two checkpoints is newer. Slot B holds the mark of [`PageCopy`]. Other pages
+//! data tells which of two checkpoints is newer. Slot B holds the mark of [`PageCopy`]. Other pages
 //! are sealed under the sequence of the commit that they were copied from, which may be an earlier
-//! one: what matters is the checksum that a page's parent states, and these checksums bind the
-//! whole tree to page 0 and the note in it. So an older page that is put back is rejected, as in
-//! `meta` itself. All pages are sealed under the active key set, and only what is sealed under it
-//! opens as a checkpoint: when the active set changes, all checkpoints and unfinished files are
-//! removed.
+//! one. They are bound to page 0, and to the note in it, by checksums: each page states those of
+//! its children. So an older page that is put back is rejected, as in `meta` itself. All pages are
+//! sealed under the active key set, and a file that is sealed under another one does not open as a
+//! checkpoint: when the active set changes, all checkpoints and unfinished files are removed.
 //!
 //! Order of writes: `checkpoints/`, durable; the pages of the file under its name with the suffix
 //! `.new`, synced; its page 0, synced; the rename; the sync of the directory; then older
@@ -22,10 +21,9 @@
 //! volume made with `cp -al` may share it. The next writer continues a `.new` file ([`write`]),
 //! unless the file has more names.
 //!
-//! No lock is held during the write, except the one that excludes commits, briefly at the
-//! beginning. Pages are read past the database, whose cache and locks serve other callers, and
-//! verified by their checksums: a rejected page ends the attempt, and the existing checkpoints
-//! stay.
+//! Commits are excluded only briefly at the beginning, not while pages are copied. Pages are read
+//! past the database, whose cache and locks serve other callers, and verified by their checksums. A
+//! rejected page ends the attempt, and the existing checkpoints stay.
 
 mod write;
 
@@ -38,24 +36,23 @@ use super::records::Timespec;
 use crate::ids::{CryptoId, Sequence};
 use crate::layers::KeySet;
 use crate::sealed::{META_PAYLOAD_BYTES, MetaFile, PageCopy, SealedError};
-use crate::store::{EntryKind, OpenMode, Store, StorePath};
+use crate::store::{EntryKind, OpenMode, SpaceInfo, Store, StorePath};
 
 pub(super) use write::Unfinished;
 pub use write::Written;
 
 /// Name of the directory.
-pub const CHECKPOINTS_NAME: &str = "checkpoints";
-/// Number of checkpoints that are kept.
-const KEPT: usize = 2;
+const CHECKPOINTS_NAME: &str = "checkpoints";
+/// Number of finished checkpoints that are kept.
+const CHECKPOINTS_KEPT: usize = 2;
 /// Suffix of an unfinished checkpoint's name.
-const UNFINISHED: &str = ".new";
-/// Free space of the backing filesystem that is left to others, or a twentieth of the filesystem if
-/// that is less.
-const HEADROOM_BYTES: u64 = 1 << 30;
+const UNFINISHED_SUFFIX: &str = ".new";
+/// Free space of the backing filesystem that checkpoints leave to others ([`headroom_bytes`]).
+const HEADROOM_BYTES_MAX: u64 = 1 << 30;
 /// Offset of the note in page 0, of which the database uses 320 bytes.
 const NOTE_AT: usize = 512;
 const NOTE_BYTES: usize = 21;
-const NOTE_BEGINS: &[u8; 9] = b"bilayerC\x01";
+const NOTE_MAGIC: &[u8; 9] = b"bilayerC\x01";
 const _: () = assert!(NOTE_AT + NOTE_BYTES <= META_PAYLOAD_BYTES);
 
 /// A checkpoint that opens.
@@ -80,18 +77,18 @@ pub type Refused = (CryptoId, MetaError);
 /// Why no checkpoint was made.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// It was to stop.
+    /// The caller asked to stop.
     #[error("it was stopped")]
     Stopped,
-    /// The remaining space is needed by others.
-    #[error("the backing filesystem has too little room left for one")]
-    NoRoom,
-    /// The metadata are damaged.
+    /// The remaining space is left to others.
+    #[error("the backing filesystem has too little space left for a checkpoint")]
+    NoSpace,
+    /// The metadata is damaged.
     #[error("page {page} of the metadata cannot be used: {reason}")]
     Damaged {
         /// Number of the page.
         page: u64,
-        /// Why.
+        /// Why it cannot be used.
         reason: String,
     },
     /// The checkpoint could not be read or written.
@@ -115,7 +112,7 @@ pub fn checkpoint_path(name: CryptoId) -> StorePath {
 ///
 /// # Errors
 /// When the store fails.
-pub fn make_directory(store: &dyn Store) -> io::Result<()> {
+fn create_directory(store: &dyn Store) -> io::Result<()> {
     match store.create_dir(&directory_path()) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result.and_then(|()| store.sync_dir(&StorePath::root())),
@@ -167,15 +164,15 @@ pub fn open(store: &dyn Store, active: &Arc<KeySet>, name: CryptoId) -> Result<O
 /// When the directory cannot be listed.
 pub fn list(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<(Vec<Opened>, Vec<Refused>)> {
     let names = names(store)?;
-    let (mut found, mut refused) = (Vec::new(), Vec::new());
+    let (mut opened, mut refused) = (Vec::new(), Vec::new());
     for name in names.iter().filter_map(|name| CryptoId::from_hex(name)) {
         match open(store, active, name) {
-            Ok(checkpoint) => found.push(checkpoint),
+            Ok(checkpoint) => opened.push(checkpoint),
             Err(error) => refused.push((name, error)),
         }
     }
-    found.sort_by_key(|(checkpoint, _)| std::cmp::Reverse((checkpoint.sequence, checkpoint.name)));
-    Ok((found, refused))
+    opened.sort_by_key(|(checkpoint, _)| std::cmp::Reverse((checkpoint.sequence, checkpoint.name)));
+    Ok((opened, refused))
 }
 
 /// The newest checkpoint that opens.
@@ -183,8 +180,8 @@ pub fn list(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<(Vec<Opened>,
 /// # Errors
 /// When the directory cannot be listed.
 pub fn newest(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<Opened>> {
-    let (found, _) = list(store, active)?;
-    Ok(found.into_iter().next())
+    let (opened, _) = list(store, active)?;
+    Ok(opened.into_iter().next())
 }
 
 /// Bytes allocated to everything in the directory, including unfinished checkpoints.
@@ -211,19 +208,23 @@ pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
 pub fn resume_unfinished(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
     let mut candidates = Vec::new();
     for name in unfinished_names(store)? {
-        match name.strip_suffix(UNFINISHED).and_then(CryptoId::from_hex) {
+        match name
+            .strip_suffix(UNFINISHED_SUFFIX)
+            .and_then(CryptoId::from_hex)
+        {
             Some(crypto) => {
                 let info = store.info(&entry_path(&name))?;
-                candidates.push(((info.links == 1).then_some(info.allocated_bytes), crypto));
+                let allocated_bytes = (info.links == 1).then_some(info.allocated_bytes);
+                candidates.push((allocated_bytes, crypto));
             }
             None => store.unlink(&entry_path(&name))?,
         }
     }
     candidates.sort_by_key(|candidate| std::cmp::Reverse(*candidate));
     let mut kept = None;
-    for (has, crypto) in candidates {
+    for (allocated_bytes, crypto) in candidates {
         let path = unfinished_path(crypto);
-        let may_stay = kept.is_none() && has.is_some();
+        let may_stay = kept.is_none() && allocated_bytes.is_some();
         let resume = || {
             let file = store.open(&path, OpenMode::ReadWrite)?;
             PageCopy::resume(file, active, crypto)
@@ -238,7 +239,7 @@ pub fn resume_unfinished(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<
 
 fn unfinished_names(store: &dyn Store) -> io::Result<Vec<String>> {
     let mut names = names(store)?;
-    names.retain(|name| name.ends_with(UNFINISHED));
+    names.retain(|name| name.ends_with(UNFINISHED_SUFFIX));
     Ok(names)
 }
 
@@ -248,7 +249,7 @@ fn entry_path(name: &str) -> StorePath {
 
 /// Path of an unfinished checkpoint.
 fn unfinished_path(name: CryptoId) -> StorePath {
-    entry_path(&format!("{name}{UNFINISHED}"))
+    entry_path(&format!("{name}{UNFINISHED_SUFFIX}"))
 }
 
 /// Removes all but the `keep` newest checkpoints to free space. True if any was removed.
@@ -256,26 +257,27 @@ fn unfinished_path(name: CryptoId) -> StorePath {
 /// # Errors
 /// When the directory cannot be listed, or a checkpoint cannot be removed.
 pub fn discard_oldest(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
-    let (found, _) = list(store, active)?;
-    let mut gone = false;
-    for (checkpoint, _) in found.iter().skip(keep) {
+    let (opened, _) = list(store, active)?;
+    for (checkpoint, _) in opened.iter().skip(keep) {
         remove(store, checkpoint.name)?;
-        gone = true;
     }
-    Ok(gone)
+    Ok(opened.len() > keep)
 }
 
 /// Removes checkpoints that are older than the two newest, that do not open, or that are newer than
-/// `newest`, which was just written: those date from before the volume was rolled back on purpose.
+/// `newest`, which was just written: the latter date from before the volume was rolled back on
+/// purpose.
 fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::Result<()> {
-    let (found, refused) = list(store, active)?;
-    let others = found
+    let (opened, refused) = list(store, active)?;
+    let others = opened
         .iter()
         .filter(|(other, _)| other.name != newest.name)
         .map(|(other, _)| other);
     let (ahead, older): (Vec<&Checkpoint>, Vec<&Checkpoint>) =
         others.partition(|other| other.sequence > newest.sequence);
-    let unneeded = ahead.into_iter().chain(older.into_iter().skip(KEPT - 1));
+    let unneeded = ahead
+        .into_iter()
+        .chain(older.into_iter().skip(CHECKPOINTS_KEPT - 1));
     let unneeded = unneeded.map(|other| other.name);
     // A checkpoint that could not be read may be good.
     let refused = refused
@@ -288,7 +290,7 @@ fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::R
     Ok(())
 }
 
-/// True for an I/O error, which says nothing about the contents.
+/// True for an I/O error: the contents may be good.
 fn is_io_error(error: &MetaError) -> bool {
     matches!(
         error,
@@ -296,7 +298,7 @@ fn is_io_error(error: &MetaError) -> bool {
     )
 }
 
-/// Another process may have removed it first.
+/// Removes a checkpoint, unless another process has done so.
 fn remove(store: &dyn Store, name: CryptoId) -> io::Result<()> {
     match store.unlink(&checkpoint_path(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -304,18 +306,23 @@ fn remove(store: &dyn Store, name: CryptoId) -> io::Result<()> {
     }
 }
 
-/// True if the backing filesystem has little space left.
+/// True if the backing filesystem has too little space left to continue a checkpoint.
 ///
 /// # Errors
 /// When the free space cannot be determined.
 pub fn is_short(store: &dyn Store) -> io::Result<bool> {
     let space = store.space()?;
-    Ok(space.available_bytes < HEADROOM_BYTES.min(space.total_bytes / 20))
+    Ok(space.available_bytes < headroom_bytes(&space))
+}
+
+/// The free space that is left to others: at most a twentieth of the filesystem.
+fn headroom_bytes(space: &SpaceInfo) -> u64 {
+    HEADROOM_BYTES_MAX.min(space.total_bytes / 20)
 }
 
 /// Writes the note into a page 0.
 fn write_note(page_0: &mut [u8], created: Timespec) {
-    let mut note = NOTE_BEGINS.to_vec();
+    let mut note = NOTE_MAGIC.to_vec();
     note.extend_from_slice(&created.secs.to_le_bytes());
     note.extend_from_slice(&created.nanos.to_le_bytes());
     page_0[NOTE_AT..NOTE_AT + NOTE_BYTES].copy_from_slice(&note);
@@ -324,7 +331,7 @@ fn write_note(page_0: &mut [u8], created: Timespec) {
 /// The time recorded in page 0 of a checkpoint; `None` if this is no checkpoint's page 0.
 fn read_note(page_0: &[u8]) -> Option<Timespec> {
     let note = page_0.get(NOTE_AT..NOTE_AT + NOTE_BYTES)?;
-    let rest = note.strip_prefix(NOTE_BEGINS)?;
+    let rest = note.strip_prefix(NOTE_MAGIC)?;
     let (secs, nanos) = rest.split_first_chunk::<8>()?;
     Some(Timespec {
         secs: i64::from_le_bytes(*secs),

@@ -1,5 +1,5 @@
-//! Checkpoints are taken up again where they were left, and whatever becomes of an unfinished one
-//! in between, a finished one has every row of its commit.
+//! An unfinished checkpoint is continued, and a finished one has every row of its commit, whatever
+//! happened to the unfinished file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ struct World {
     keys: KeyRing,
     crypto: CryptoId,
     meta: Option<Meta>,
-    /// How often a whole one asks whether to go on.
-    questions: u32,
+    /// How often a complete checkpoint calls `go_on`.
+    go_on_calls: u32,
 }
 
 impl World {
@@ -36,7 +36,7 @@ impl World {
             keys: KeyRing::new(KeySet::random(Epoch(1)).unwrap(), Vec::new()),
             crypto: CryptoId::random().unwrap(),
             meta: None,
-            questions: 0,
+            go_on_calls: 0,
         };
         let file = this
             .store
@@ -48,13 +48,13 @@ impl World {
             this.meta().allocate_ino().unwrap();
         }
         this.set(2..FILES, 1);
-        let mut questions = 0;
+        let mut go_on_calls = 0;
         let written = this.write_while(|| {
-            questions += 1;
+            go_on_calls += 1;
             true
         });
-        this.is_whole(&written.unwrap().checkpoint);
-        this.questions = questions;
+        this.assert_complete(&written.unwrap().checkpoint);
+        this.go_on_calls = go_on_calls;
         this
     }
 
@@ -70,7 +70,7 @@ impl World {
         self.meta.as_ref().unwrap()
     }
 
-    /// Without a word to the database, as after a kill.
+    /// Opens the metadata again without closing it first, as after a kill.
     fn kill(&mut self) {
         self.meta = None;
         self.meta = Some(self.opened());
@@ -90,12 +90,12 @@ impl World {
         self.write_while(|| true).unwrap()
     }
 
-    /// Begins one and stops after so many parts of a hundred.
+    /// Begins or continues a checkpoint, and stops it after about this percentage of the calls.
     fn write_some(&self, percent: u32) {
         let mut asked = 0;
         let written = self.write_while(|| {
             asked += 1;
-            asked * 100 < self.questions * percent
+            asked * 100 < self.go_on_calls * percent
         });
         assert!(matches!(written, Err(CheckpointError::Stopped)));
         assert_eq!(unfinished_names(&self.store).unwrap().len(), 1);
@@ -107,11 +107,11 @@ impl World {
         self.store.open(&path, OpenMode::ReadWrite).unwrap()
     }
 
-    /// The checkpoint has exactly the rows that are committed.
-    fn is_whole(&self, checkpoint: &Checkpoint) {
-        let (found, rows) = open(&self.store, self.keys.active(), checkpoint.name).unwrap();
-        assert_eq!(found, *checkpoint);
-        let (_, committed) = self.meta().as_committed().unwrap();
+    /// Asserts that the checkpoint has exactly the rows that are committed.
+    fn assert_complete(&self, checkpoint: &Checkpoint) {
+        let (opened, rows) = open(&self.store, self.keys.active(), checkpoint.name).unwrap();
+        assert_eq!(opened, *checkpoint);
+        let (_, committed) = self.meta().pin_rows().unwrap();
         assert!(self.meta().has_rows_of(&rows).unwrap());
         for table in Table::ALL {
             assert!(
@@ -146,8 +146,8 @@ fn set(meta: &Meta, inodes: impl Iterator<Item = u64>, size: u64) {
 
 fn rows_of(tables: &RawTables, table: Table) -> Vec<Row> {
     let mut rows = Vec::new();
-    tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-        match found {
+    tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |visited| {
+        match visited {
             Visited::Row(key, value) => rows.push((key.to_vec(), value.to_vec())),
             Visited::Gap(gap) => panic!("{gap:?}"),
         }
@@ -163,17 +163,17 @@ fn bytes_of(file: &dyn StoreFile) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_copied_before_a_kill_is_not_written_again() {
+fn pages_copied_before_a_kill_are_not_written_again() {
     let mut world = World::new();
     let all = world.write().copied_pages;
     for percent in [40, 60, 80] {
         world.set([7, 8].into_iter(), u64::from(percent));
         world.write_some(percent);
         world.kill();
-        // Neither by one who goes on ...
+        // Neither when the checkpoint is continued ...
         world.write_some(percent + 10);
         world.kill();
-        // ... nor by one who finishes it.
+        // ... nor when it is finished.
         let written = world.write();
         assert!(written.kept_pages > 0, "{written:?}");
         assert_eq!(
@@ -181,25 +181,25 @@ fn what_was_copied_before_a_kill_is_not_written_again() {
             all,
             "{written:?}"
         );
-        world.is_whole(&written.checkpoint);
+        world.assert_complete(&written.checkpoint);
     }
 }
 
 #[test]
-fn the_same_process_does_not_even_look_at_it_again() {
+fn the_same_process_does_not_read_complete_branches_again() {
     let world = World::new();
     let all = world.write().copied_pages;
     world.set([7].into_iter(), 7);
     world.write_some(60);
     let written = world.write();
     assert!(written.copied_pages < all);
-    // But for those below the branch at which it was stopped.
+    // Except the pages below the branch at which it was stopped.
     assert!(written.kept_pages < all / 3, "{written:?}");
-    world.is_whole(&written.checkpoint);
+    world.assert_complete(&written.checkpoint);
 }
 
 #[test]
-fn only_what_was_changed_in_between_is_copied() {
+fn only_pages_changed_meanwhile_are_copied() {
     let mut world = World::new();
     let all = world.write().copied_pages;
     world.set([9].into_iter(), 4);
@@ -208,11 +208,11 @@ fn only_what_was_changed_in_between_is_copied() {
     world.kill();
     let written = world.write();
     assert!(written.copied_pages * 5 < all, "{written:?} of {all}");
-    world.is_whole(&written.checkpoint);
+    world.assert_complete(&written.checkpoint);
 }
 
 #[test]
-fn no_damage_to_an_unfinished_one_reaches_the_finished_one() {
+fn damage_to_an_unfinished_file_does_not_reach_the_finished_checkpoint() {
     let mut world = World::new();
     world.write_some(70);
     let older = bytes_of(&*world.unfinished());
@@ -245,7 +245,7 @@ fn no_damage_to_an_unfinished_one_reaches_the_finished_one() {
         }
         if round % 3 == 0 {
             let written = world.write();
-            world.is_whole(&written.checkpoint);
+            world.assert_complete(&written.checkpoint);
             world.set([7].into_iter(), 7);
             world.write_some(60);
         }
@@ -253,7 +253,7 @@ fn no_damage_to_an_unfinished_one_reaches_the_finished_one() {
 }
 
 #[test]
-fn a_page_that_is_put_back_into_a_finished_one_does_not_count() {
+fn an_older_page_in_a_finished_checkpoint_is_rejected() {
     let world = World::new();
     world.write_some(90);
     let older = bytes_of(&*world.unfinished());
@@ -268,12 +268,12 @@ fn a_page_that_is_put_back_into_a_finished_one_does_not_count() {
     .unwrap();
     let (_, rows) = open(&world.store, world.keys.active(), written.checkpoint.name).unwrap();
     let mut gaps = 0;
-    rows.visit(Table::Inode, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-        match found {
+    rows.visit(Table::Inode, &(Vec::new()..vec![0xFF; 9]), &mut |visited| {
+        match visited {
             Visited::Gap(_) => gaps += 1,
             Visited::Row(_, value) => {
                 let size = InodeRecord::decode(value).unwrap().size;
-                assert!(size == 2 || size == 0, "nothing older is taken for it");
+                assert!(size == 2 || size == 0, "no older record is returned");
             }
         }
         true
@@ -282,7 +282,7 @@ fn a_page_that_is_put_back_into_a_finished_one_does_not_count() {
 }
 
 #[test]
-fn an_unfinished_one_that_a_copy_of_the_volume_shares_is_not_written_to() {
+fn an_unfinished_file_that_a_copy_of_the_volume_shares_is_not_written_to() {
     let mut world = World::new();
     world.write_some(50);
     let name = unfinished_names(&world.store).unwrap().remove(0);
@@ -295,11 +295,11 @@ fn an_unfinished_one_that_a_copy_of_the_volume_shares_is_not_written_to() {
     let written = world.write();
     assert_eq!(written.kept_pages, 0);
     assert_eq!(bytes_of(&*shared), before);
-    world.is_whole(&written.checkpoint);
+    world.assert_complete(&written.checkpoint);
 }
 
 #[test]
-fn an_unfinished_one_of_another_key_set_is_replaced() {
+fn an_unfinished_file_of_another_key_set_is_replaced() {
     let mut world = World::new();
     world.write_some(50);
     let name = unfinished_names(&world.store).unwrap();
@@ -322,7 +322,7 @@ fn an_unfinished_one_of_another_key_set_is_replaced() {
     assert!(unfinished_names(&world.store).unwrap().is_empty());
 }
 
-/// The length is whatever somebody has made it.
+/// Anybody who can write to the directory can change the length.
 #[test]
 fn a_file_that_is_too_long_is_truncated() {
     let mut world = World::new();
@@ -334,7 +334,7 @@ fn a_file_that_is_too_long_is_truncated() {
     let long = 40 * before / META_STRIDE_BYTES as u64 * META_STRIDE_BYTES as u64;
     file.set_len(long).unwrap();
     let written = world.write();
-    world.is_whole(&written.checkpoint);
+    world.assert_complete(&written.checkpoint);
     assert!(
         written.checkpoint.bytes < long / 4,
         "{} of {long}",
@@ -342,9 +342,10 @@ fn a_file_that_is_too_long_is_truncated() {
     );
 }
 
-/// Its page 0 opens under the same keys and crypto id, and two files must not be sealed under one.
+/// Page 0 of the copy opens under its keys and crypto id, but two files must not be sealed under
+/// one crypto id.
 #[test]
-fn a_copy_of_the_metadata_is_none() {
+fn a_copy_of_the_metadata_is_not_continued_as_a_checkpoint() {
     let world = World::new();
     world.set(2..9, 2);
     let meta = world
@@ -358,13 +359,13 @@ fn a_copy_of_the_metadata_is_none() {
         .unwrap();
     copy.write_at(&bytes_of(&*meta), 0).unwrap();
     let written = world.write();
-    world.is_whole(&written.checkpoint);
+    world.assert_complete(&written.checkpoint);
     assert_ne!(written.checkpoint.name, world.crypto);
     assert!(unfinished_names(&world.store).unwrap().is_empty());
 }
 
 #[test]
-fn of_several_unfinished_ones_the_largest_is_kept() {
+fn of_several_unfinished_files_the_largest_is_kept() {
     let mut world = World::new();
     world.write_some(40);
     let small = unfinished_names(&world.store).unwrap().remove(0);
@@ -381,10 +382,10 @@ fn of_several_unfinished_ones_the_largest_is_kept() {
 }
 
 #[test]
-fn beside_a_writer_the_pinned_commit_is_replaced_by_a_newer_one() {
+fn the_pinned_commit_is_replaced_by_a_newer_one_while_others_write() {
     let world = World::new();
     let meta = world.meta();
-    // What the inodes have after each batch.
+    // The size that inodes have after each batch.
     let mut sizes = HashMap::new();
     let written = world
         .write_while(|| {
@@ -405,7 +406,7 @@ fn beside_a_writer_the_pinned_commit_is_replaced_by_a_newer_one() {
 }
 
 #[test]
-fn a_full_disk_takes_the_unfinished_one_first() {
+fn on_a_full_disk_the_unfinished_file_is_discarded_first() {
     let world = World::new();
     let finished = world.write().checkpoint;
     world.set([7].into_iter(), 7);
@@ -424,21 +425,21 @@ fn a_full_disk_takes_the_unfinished_one_first() {
     );
     assert!(unfinished_names(&world.store).unwrap().is_empty());
     assert!(open(&world.store, world.keys.active(), finished.name).is_ok());
-    // Also while somebody works on it.
-    let mut gave_up = false;
+    // Also while it is being written.
+    let mut discarded = false;
     let stopped = world.write_while(|| {
-        if !unfinished_names(&world.store).unwrap().is_empty() && !gave_up {
-            gave_up = world
+        if !unfinished_names(&world.store).unwrap().is_empty() && !discarded {
+            discarded = world
                 .meta()
                 .discard_unfinished_checkpoint(&world.store)
                 .unwrap();
         }
         true
     });
-    assert!(matches!(stopped, Err(CheckpointError::NoRoom)));
+    assert!(matches!(stopped, Err(CheckpointError::NoSpace)));
     assert!(unfinished_names(&world.store).unwrap().is_empty());
     let written = world.write();
-    world.is_whole(&written.checkpoint);
+    world.assert_complete(&written.checkpoint);
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Writes a checkpoint: a copy of the pages that a commit references, made from the branches down.
 //!
-//! For each referenced page the unfinished file is examined first. A page that opens there and has
+//! Each referenced page is first looked for in the unfinished file. A page that opens there and has
 //! the checksum that its parent states is neither read from `meta` nor written. So pages that were
 //! copied before an unmount, a kill or a power cut, and have not changed, are not written again,
-//! and any damage to the unfinished file is harmless. The price is reading the file once.
+//! and any damage to the unfinished file is harmless. The price is that the file is read once.
 //!
 //! While a commit is pinned, the database reuses none of its pages, and `meta` grows by as much as
-//! is written meanwhile. So after a number of pages, which increases each time, the commit is
-//! replaced by the newest one, and the work continues with that: branches that have not changed are
-//! complete with everything below them. At each such turn only branches that the new commit
-//! references are remembered as complete. A page below such a branch is then current, and nothing
-//! else is ever written in its place.
+//! is written meanwhile. So after a number of pages, which increases each time, the pinned commit
+//! is replaced by the newest one, and copying continues with that one: branches that have not
+//! changed are complete with everything below them. At each replacement, only branches that the new
+//! commit references are still remembered as complete. A page below such a branch is current, and
+//! nothing else is ever written in its place.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,8 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{
-    Checkpoint, CheckpointError, HEADROOM_BYTES, checkpoint_path, directory_path, is_short,
-    make_directory, resume_unfinished, rotate, unfinished_names, unfinished_path, write_note,
+    Checkpoint, CheckpointError, checkpoint_path, create_directory, directory_path, headroom_bytes,
+    is_short, resume_unfinished, rotate, unfinished_names, unfinished_path, write_note,
 };
 use crate::ids::{CryptoId, KeySetId, PageIndex, Sequence};
 use crate::layers::KeySet;
@@ -37,12 +37,12 @@ use crate::store::{OpenMode, Store};
 const RUN_PAGES: u64 = 256;
 /// Number of pages between two syncs, so that the last sync is short.
 const SYNC_PAGES: u64 = 4096;
-/// A pinned commit is replaced after this many pages of `meta` were written meanwhile, or after an
-/// eighth of its own pages if that is more.
+/// A pinned commit is replaced once this many pages of `meta`, or an eighth of its own pages if
+/// that is more, were written since it was pinned.
 const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
 /// Shorter runs of unreferenced pages are not punched: they share blocks with their neighbours, and
 /// hardly any space would be freed.
-const DISCARDED_PAGES: u64 = 16;
+const PUNCHED_PAGES_MIN: u64 = 16;
 /// How long a caller that needs space waits for the unfinished checkpoint to be discarded.
 const DISCARD_WAIT: Duration = Duration::from_millis(500);
 
@@ -78,23 +78,25 @@ struct Pin {
     rows: RawTables,
     page_0: Vec<u8>,
     sequence: Sequence,
+    /// The newest batch that it contains.
     through: BatchNumber,
     created: Timespec,
-    /// Number of pages of `meta` written before the pin.
+    /// Number of pages that had been written to `meta` when it was pinned.
     written_before: u64,
 }
 
-/// Progress so far.
+/// Pages processed so far.
 #[derive(Default)]
 struct Progress {
     copied: u64,
     kept: u64,
+    /// Pages written since the last sync.
     unsynced: u64,
 }
 
 impl Meta {
-    /// Writes a checkpoint of everything that is committed, and removes older ones. `go_on` is
-    /// called frequently; it may wait, and returns false to stop.
+    /// Writes a checkpoint of everything that is committed, and removes older checkpoints. `go_on`
+    /// is called frequently; it may wait, and returns false to stop.
     ///
     /// # Errors
     /// No checkpoint was made; the existing ones are unchanged. If the work was stopped, or the
@@ -116,7 +118,7 @@ impl Meta {
         if self.discard_requested.load(Ordering::Acquire)
             && matches!(written, Err(CheckpointError::Stopped))
         {
-            written = Err(CheckpointError::NoRoom);
+            written = Err(CheckpointError::NoSpace);
         }
         match &written {
             Err(CheckpointError::Stopped | CheckpointError::Damaged { .. }) => {}
@@ -145,7 +147,7 @@ impl Meta {
     pub fn discard_unfinished_checkpoint(&self, store: &dyn Store) -> io::Result<bool> {
         let names = unfinished_names(store)?;
         let mut names = names.iter().filter_map(|name| {
-            let name = name.strip_suffix(super::UNFINISHED)?;
+            let name = name.strip_suffix(super::UNFINISHED_SUFFIX)?;
             CryptoId::from_hex(name)
         });
         let Some(first) = names.next() else {
@@ -181,7 +183,7 @@ impl Meta {
         let commit = Arc::clone(&self.state.read().committed);
         let mut page_0 = vec![0; META_PAYLOAD_BYTES];
         self.file.read(0, &mut page_0)?;
-        let (sequence, _) = self.file.durable();
+        let sequence = self.file.durable().sequence;
         let rows = RawTables::of_page_0(&self.file, &page_0, sequence);
         Ok(Pin {
             _commit: commit,
@@ -217,7 +219,7 @@ impl Meta {
             unfinished.retain_reachable(&reach, go_on)?;
             let has_bytes = unfinished.file.allocated_bytes()?;
             let needed_bytes = (reach.count + 2) * META_STRIDE_BYTES as u64;
-            check_room(store, needed_bytes.saturating_sub(has_bytes))?;
+            check_space(store, needed_bytes.saturating_sub(has_bytes))?;
             let renew_pages = RENEW_PAGES.max(reach.count / 8) << renewals.min(16);
             let mut copying = Copying {
                 meta: self,
@@ -262,7 +264,7 @@ impl Unfinished {
         active: &Arc<KeySet>,
         sequence: Sequence,
     ) -> Result<Self, CheckpointError> {
-        make_directory(store)?;
+        create_directory(store)?;
         let file = match resume_unfinished(store, active)? {
             Some(file) => file,
             None => {
@@ -302,7 +304,7 @@ impl Unfinished {
             if !go_on() {
                 return Err(CheckpointError::Stopped);
             }
-            if gap.end - gap.start < DISCARDED_PAGES {
+            if gap.end - gap.start < PUNCHED_PAGES_MIN {
                 continue;
             }
             let discarded = self.file.discard(PageIndex(gap.start)..PageIndex(gap.end));
@@ -322,7 +324,7 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
-    /// Copies one commit. False if it is to be replaced by a newer one.
+    /// Copies the pinned commit. False if it is to be replaced by a newer one.
     fn copy(
         &mut self,
         reach: &Reachable,
@@ -343,7 +345,7 @@ impl Copying<'_> {
                 self.copy_leaves(&mut leaves, go_on)?;
             }
             self.to.complete.insert(page.first, page.checksum());
-            self.sync_some()?;
+            self.sync_if_due()?;
         }
         self.copy_leaves(&mut reach.single_leaves.clone(), go_on)?;
         Ok(true)
@@ -351,10 +353,10 @@ impl Copying<'_> {
 
     fn copy_branch(&mut self, page: TreePage) -> Result<(), CheckpointError> {
         let bytes = self.pin.rows.bytes_of(page)?;
-        let mut held = vec![0; bytes.len()];
-        let opens = self.to.file.read(PageIndex(page.first), &mut held);
+        let mut copy = vec![0; bytes.len()];
+        let opens = self.to.file.read(PageIndex(page.first), &mut copy);
         let opens = opens.map_err(MetaError::from)?;
-        if opens.iter().all(|opens| *opens) && page.is(&held) {
+        if opens.iter().all(|opens| *opens) && page.is(&copy) {
             self.progress.kept += page.count;
             return Ok(());
         }
@@ -395,45 +397,43 @@ impl Copying<'_> {
         let mut bytes = vec![0; range_of(start, start, last.first + last.count - start).len()];
         let opens = self.to.file.read(PageIndex(start), &mut bytes);
         let opens = opens.map_err(MetaError::from)?;
-        let is_there = |leaf: &TreePage| {
+        let is_copied = |leaf: &TreePage| {
             let pages = (leaf.first - start) as usize..(leaf.first - start + leaf.count) as usize;
             opens[pages].iter().all(|opens| *opens)
                 && leaf.is_leaf(&bytes[range_of(start, leaf.first, leaf.count)])
         };
-        let there: Vec<bool> = run.iter().map(is_there).collect();
-        let leaves: Vec<(TreePage, bool)> = run.iter().copied().zip(there).collect();
-        for same in leaves.chunk_by(|one, other| one.1 == other.1) {
-            let (Some((first, is_there)), Some((last, _))) = (same.first(), same.last()) else {
+        let copied: Vec<bool> = run.iter().map(is_copied).collect();
+        let mut rest = run;
+        for same in copied.chunk_by(bool::eq) {
+            let (leaves, after) = rest.split_at(same.len());
+            rest = after;
+            let (Some(first), Some(last)) = (leaves.first(), leaves.last()) else {
                 continue;
             };
             let count = last.first + last.count - first.first;
-            if *is_there {
+            if same.first() == Some(&true) {
                 self.progress.kept += count;
                 continue;
             }
             let missing = &mut bytes[range_of(start, first.first, count)];
-            self.read_from_meta(same, missing)?;
+            self.read_from_meta(leaves, missing)?;
             self.write(first.first, missing)?;
         }
         Ok(())
     }
 
-    fn read_from_meta(
-        &self,
-        leaves: &[(TreePage, bool)],
-        bytes: &mut [u8],
-    ) -> Result<(), CheckpointError> {
+    fn read_from_meta(&self, leaves: &[TreePage], bytes: &mut [u8]) -> Result<(), CheckpointError> {
         let file = &self.meta.file;
-        let start = leaves.first().map_or(0, |(leaf, _)| leaf.first);
+        let start = leaves.first().map_or(0, |leaf| leaf.first);
         let read = file.read(start * META_PAYLOAD_BYTES as u64, bytes);
-        for (leaf, _) in leaves {
+        for leaf in leaves {
             let leaf_bytes = &mut bytes[range_of(start, leaf.first, leaf.count)];
             let damaged = |reason: String| CheckpointError::Damaged {
                 page: leaf.first,
                 reason,
             };
             if read.is_err() {
-                // Find out which one it is.
+                // Find out which of them cannot be read.
                 let read = file.read(leaf.first * META_PAYLOAD_BYTES as u64, leaf_bytes);
                 read.map_err(|error| damaged(error.to_string()))?;
             }
@@ -457,15 +457,15 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Syncs after a certain amount was written, and checks that there is enough space for more.
-    fn sync_some(&mut self) -> Result<(), CheckpointError> {
+    /// Syncs if enough was written since the last sync, and checks that there is space for more.
+    fn sync_if_due(&mut self) -> Result<(), CheckpointError> {
         if self.progress.unsynced < SYNC_PAGES {
             return Ok(());
         }
         self.to.file.sync()?;
         self.progress.unsynced = 0;
         if is_short(self.store)? {
-            return Err(CheckpointError::NoRoom);
+            return Err(CheckpointError::NoSpace);
         }
         Ok(())
     }
@@ -477,11 +477,10 @@ const fn range_of(start: u64, first: u64, count: u64) -> std::ops::Range<usize> 
     at..at + count as usize * META_PAYLOAD_BYTES
 }
 
-fn check_room(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointError> {
+fn check_space(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointError> {
     let space = store.space()?;
-    let headroom_bytes = HEADROOM_BYTES.min(space.total_bytes / 20);
-    if space.available_bytes < needed_bytes.saturating_add(headroom_bytes) {
-        return Err(CheckpointError::NoRoom);
+    if space.available_bytes < needed_bytes.saturating_add(headroom_bytes(&space)) {
+        return Err(CheckpointError::NoSpace);
     }
     Ok(())
 }

@@ -47,12 +47,12 @@ const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
 /// The type of a table that is no multimap.
 const NORMAL: u8 = 3;
-/// Pages of this order have 64 MiB, which is more than any row.
+/// Largest accepted order: pages of 64 MiB, which is more than any row needs.
 const ORDER_MAX: u8 = 14;
-/// No tree is this deep: each level has at least two children.
+/// No tree is deeper than this: each branch has at least two children.
 const DEPTH_MAX: usize = 48;
 /// Number of cached pages: 8 MiB.
-const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
+const CACHED_PAGES: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
 
 /// A range of keys that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -144,26 +144,26 @@ impl std::fmt::Debug for RawTables {
 
 impl RawTables {
     /// All commits that the file still references: the newest one that page 0 records, however much
-    /// of it is left, and earlier ones of which something is left. Their pages may have been
-    /// overwritten; checksums reject those.
+    /// of it is left, and earlier ones of which any table is left. Pages of theirs may have been
+    /// overwritten; such pages do not have the expected checksum and are rejected.
     pub fn all(file: &Arc<MetaFile>) -> Vec<Self> {
-        let mut found: Vec<Self> = Vec::new();
+        let mut commits: Vec<Self> = Vec::new();
         for (sequence, page) in file.pages_0() {
             let Some(header) = Header::parse(&page) else {
                 continue;
             };
             for root in header.roots.into_iter().flatten() {
                 let tables = Self::at(file, header.regions, root, sequence);
-                let known = |other: &Self| other.tables == tables.tables;
-                if found.is_empty() || (tables.knows_any() && !found.iter().any(known)) {
-                    found.push(tables);
+                let is_same = |other: &Self| other.tables == tables.tables;
+                if commits.is_empty() || (tables.knows_any() && !commits.iter().any(is_same)) {
+                    commits.push(tables);
                 }
             }
         }
-        found
+        commits
     }
 
-    /// The newest commit of a file that is in use. The caller prevents it from changing meanwhile.
+    /// The newest commit of a file. The caller makes sure that no commit is under way.
     pub(super) fn newest(file: &Arc<MetaFile>) -> Option<Self> {
         let mut page = vec![0; META_PAYLOAD_BYTES];
         file.read(0, &mut page).ok()?;
@@ -183,14 +183,14 @@ impl RawTables {
             definitions: root,
             tables: [TableRoot::Empty; Table::ALL.len()],
             sequence,
-            cache: Mutex::new(LruCache::new(PAGES_KEPT)),
+            cache: Mutex::new(LruCache::new(CACHED_PAGES)),
         };
         let mut tables = this.tables;
-        this.walk(root, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-            match found {
+        this.walk(root, &(Vec::new()..vec![0xFF; 9]), &mut |visited| {
+            match visited {
                 Visited::Row(name, definition) => {
-                    let is_it = |table: &Table| table.name().as_bytes() == name;
-                    if let Some(table) = Table::ALL.iter().find(|table| is_it(table)) {
+                    let mut all = Table::ALL.iter();
+                    if let Some(table) = all.find(|table| table.name().as_bytes() == name) {
                         tables[table.index()] = TableRoot::parse(definition);
                     }
                 }
@@ -369,8 +369,8 @@ fn root_of_slot(page: &[u8], slot: usize) -> Option<Root> {
     let start = SLOTS_AT + slot * SLOT_BYTES;
     let slot = page.get(start..start + SLOT_BYTES)?;
     let (bytes, checksum) = slot.split_at(SLOT_CHECKSUM_AT);
-    let whole = xxh3_128(bytes) == u128::from_le_bytes(checksum.try_into().ok()?);
-    (whole && bytes[0] == SLOT_VERSION && bytes[1] != 0)
+    let is_valid = xxh3_128(bytes) == u128::from_le_bytes(checksum.try_into().ok()?);
+    (is_valid && bytes[0] == SLOT_VERSION && bytes[1] != 0)
         .then(|| Root::parse(&bytes[8..]))
         .flatten()
 }
@@ -424,7 +424,7 @@ impl Node {
             count: usize::from(count),
             checksum: 0,
         };
-        let end = node.ends_ascend()?;
+        let end = node.checked_end()?;
         node.checksum = xxh3_128(node.bytes.get(..end)?);
         Some(node)
     }
@@ -438,8 +438,9 @@ impl Node {
         }
     }
 
-    /// Length of the table of ends: keys, and values in a leaf.
-    fn ends(&self) -> usize {
+    /// Number of pieces, each of which has an entry in the table of ends: keys, and in a leaf
+    /// values too.
+    fn pieces(&self) -> usize {
         if self.is_leaf {
             2 * self.count
         } else {
@@ -447,15 +448,16 @@ impl Node {
         }
     }
 
+    /// The end of a piece, as the table states it.
     fn end(&self, index: usize) -> Option<usize> {
         number(&self.bytes, self.ends_at() + 4 * index).map(|end| end as usize)
     }
 
-    /// The end of the last piece, if there is any and each piece begins where the previous one
-    /// ends.
-    fn ends_ascend(&self) -> Option<usize> {
-        let mut at = self.ends_at() + 4 * self.ends();
-        for index in 0..self.ends() {
+    /// The end of the last piece. `None` if there is no piece, or if the ends are not in order or
+    /// beyond the page.
+    fn checked_end(&self) -> Option<usize> {
+        let mut at = self.ends_at() + 4 * self.pieces();
+        for index in 0..self.pieces() {
             let end = self.end(index)?;
             if end < at {
                 return None;
@@ -469,7 +471,7 @@ impl Node {
     fn piece(&self, index: usize) -> &[u8] {
         let start = match index.checked_sub(1) {
             Some(before) => self.end(before),
-            None => Some(self.ends_at() + 4 * self.ends()),
+            None => Some(self.ends_at() + 4 * self.pieces()),
         };
         let range = start.zip(self.end(index)).map(|(start, end)| start..end);
         range

@@ -1,7 +1,7 @@
-//! All pages that a commit references, which a copy of it must contain.
+//! Determines all pages that a commit references: those that a copy of it must contain.
 //!
-//! Only branches are read, about one page in a hundred: all leaves of a tree have the same depth,
-//! and the branches above reference them.
+//! Only branches are read, about one page in a hundred. Leaves need not be read, since all leaves
+//! of a tree have the same depth.
 
 use super::{Bounds, DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
 use crate::ids::PageIndex;
@@ -208,7 +208,8 @@ impl RawTables {
 }
 
 impl Reachable {
-    /// Each page has one parent, so the walk ends whatever a file contains.
+    /// Adds a page. A page that was added before is rejected, so that the walk ends whatever a file
+    /// contains.
     fn add(&mut self, page: TreePage) -> Result<(), ReachError> {
         let pages = page.first..page.first.saturating_add(page.count);
         if pages.end > self.end {

@@ -1,4 +1,4 @@
-//! Reads return what the database contains, and damage is reported, never papered over.
+//! Reads return the rows of the database, and report damage as gaps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,8 +87,8 @@ impl World {
 
 fn read(tables: &RawTables, table: Table) -> (Vec<Row>, Vec<Gap>) {
     let (mut rows, mut gaps) = (Vec::new(), Vec::new());
-    tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-        match found {
+    tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |visited| {
+        match visited {
             Visited::Row(key, value) => rows.push((key.to_vec(), value.to_vec())),
             Visited::Gap(gap) => gaps.push(gap.clone()),
         }
@@ -97,7 +97,7 @@ fn read(tables: &RawTables, table: Table) -> (Vec<Row>, Vec<Gap>) {
     (rows, gaps)
 }
 
-fn same(tables: &RawTables, model: &Model) {
+fn assert_same(tables: &RawTables, model: &Model) {
     for table in Table::ALL {
         let (rows, gaps) = read(tables, table);
         assert_eq!(gaps, []);
@@ -110,14 +110,14 @@ fn same(tables: &RawTables, model: &Model) {
 }
 
 #[test]
-fn reads_what_the_database_has_after_every_commit() {
+fn every_row_is_read_after_every_commit() {
     let mut world = World::new();
     let mut before = Model::default();
     for round in 0..40 {
         world.commit(1 + round * 17 % 600);
         // As it is while the database is open, and as a power cut would leave it.
         let commits = world.opened();
-        same(&commits[0], &world.model);
+        assert_same(&commits[0], &world.model);
         if round > 0 {
             let known = |tables: &RawTables| {
                 Table::ALL.iter().all(|table| {
@@ -128,17 +128,17 @@ fn reads_what_the_database_has_after_every_commit() {
             };
             assert!(
                 commits[1..].iter().any(known),
-                "the commit before is there too"
+                "the previous commit is readable too"
             );
         }
         before = world.model.clone();
     }
     world.close();
-    same(&world.opened()[0], &world.model);
+    assert_same(&world.opened()[0], &world.model);
 }
 
 #[test]
-fn ranges_are_kept_to() {
+fn only_rows_in_the_range_are_visited() {
     let mut world = World::new();
     world.commit(3000);
     let tables = &world.opened()[0];
@@ -152,8 +152,8 @@ fn ranges_are_kept_to() {
     ] {
         let range = low.to_be_bytes().to_vec()..high.to_be_bytes().to_vec();
         let mut rows = Vec::new();
-        let all = tables.visit(Table::Inode, &range, &mut |found| {
-            if let Visited::Row(key, _) = found {
+        let all = tables.visit(Table::Inode, &range, &mut |visited| {
+            if let Visited::Row(key, _) = visited {
                 rows.push(key.to_vec());
             }
             rows.len() < 500
@@ -165,7 +165,8 @@ fn ranges_are_kept_to() {
     }
 }
 
-/// Damages each page in turn and compares what is read: rows are right or in a gap.
+/// Damages each page in turn, and asserts that every row is either read as it was written or in a
+/// gap.
 fn each_page_damaged(damage: impl Fn(&dyn StoreFile, u64)) {
     let mut world = World::new();
     for _ in 0..5 {
@@ -185,8 +186,8 @@ fn each_page_damaged(damage: impl Fn(&dyn StoreFile, u64)) {
             let model = &world.model[table.index()];
             let (rows, gaps) = read(&commits[0], table);
             any |= !gaps.is_empty();
-            // The newest slot of page 0 may be gone: then it is the commit before, which is whole
-            // or in gaps.
+            // The newest slot of page 0 may be lost. Then the previous commit is read, possibly
+            // with gaps.
             if stride < 2 {
                 continue;
             }
@@ -221,7 +222,7 @@ fn each_page_damaged(damage: impl Fn(&dyn StoreFile, u64)) {
 }
 
 #[test]
-fn a_page_with_a_bit_flipped_costs_its_own_rows() {
+fn a_page_with_a_flipped_bit_loses_only_its_own_rows() {
     each_page_damaged(|file, at| {
         let mut byte = [0];
         file.read_at(&mut byte, at + 1000).unwrap();
@@ -230,14 +231,14 @@ fn a_page_with_a_bit_flipped_costs_its_own_rows() {
 }
 
 #[test]
-fn an_older_page_in_its_place_is_not_taken_for_it() {
+fn an_older_page_at_the_same_position_is_rejected() {
     let mut world = World::new();
     let mut older: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     let mut put_back = 0;
     for _ in 0..6 {
         world.commit(300);
         let commits = world.opened();
-        same(&commits[0], &world.model);
+        assert_same(&commits[0], &world.model);
         let strides = world.bytes.len().unwrap() / META_STRIDE_BYTES as u64;
         for stride in 2..strides {
             let at = stride * META_STRIDE_BYTES as u64;
@@ -260,5 +261,5 @@ fn an_older_page_in_its_place_is_not_taken_for_it() {
             older.insert(stride, now);
         }
     }
-    assert!(put_back > 0, "some of them were in use");
+    assert!(put_back > 0, "some of these pages were in use");
 }

@@ -4,14 +4,14 @@
 //! 1 | kind 1 | perm 2 | flags 2 | crtime 12 | uid 4 | gid 4 | nlink 4 | rdev 4 | size 4 or 8 |
 //!     pages 4 or 8 | mtime 4 or 12 | ctime 4 or 12 | atime 4 or 12 | parent 8 | symlink target …
 //!
-//! flags  bits 0 and 1 for size, then two each for pages, mtime, ctime and atime: how it is there;
-//!        then a bit each for uid, gid, nlink, rdev and parent, set where it is there; bit 15 is 0
+//! flags  two bits for the form of each of size, pages, mtime, ctime and atime, from bit 0 on;
+//!        then a bit each for uid, gid, nlink, rdev and parent, set if it is present; bit 15 is 0
 //! ```
-//! A number is absent (0) if it is zero; otherwise it takes 4 bytes (1), or 8 (2) if it does not
-//! fit. A time is absent (0) if it equals its default: the birth time for mtime and atime, mtime
-//! for ctime. It consists of its nanoseconds alone (1) if its seconds are those of the birth time,
-//! and is complete otherwise (2). uid, rdev and parent are present if they are not zero, gid if it
-//! differs from uid, nlink if it is not 1. So each record has exactly one encoding.
+//! The form of a number is 0 (absent) if it is zero; otherwise 1 (4 bytes), or 2 (8 bytes) if it
+//! does not fit. The form of a time is 0 (absent) if it equals its default: the birth time for
+//! mtime and atime, mtime for ctime. It is 1 (its nanoseconds alone) if its seconds are those of
+//! the birth time, and 2 (complete) otherwise. uid, rdev and parent are present if they are not
+//! zero, gid if it differs from uid, nlink if it is not 1. So each record has exactly one encoding.
 //!
 //! `pages` counts the pages of its chunks that are sealed or reserved; `parent` is the directory
 //! that holds a directory (0 for other files).
@@ -28,7 +28,7 @@ const SHORT: u16 = 1;
 const LONG: u16 = 2;
 /// Mask of a field's form.
 const FORM: u16 = 3;
-/// Positions of the forms.
+/// Positions of the forms in the flags, in bits.
 const SIZE: u32 = 0;
 const PAGES: u32 = 2;
 const MTIME: u32 = 4;
@@ -82,9 +82,9 @@ fn form_of_number(number: u64) -> u16 {
     }
 }
 
-fn form_of_time(time: Timespec, start: Timespec, birth: Timespec) -> u16 {
+fn form_of_time(time: Timespec, default: Timespec, birth: Timespec) -> u16 {
     match time {
-        time if time == start => ABSENT,
+        time if time == default => ABSENT,
         time if time.secs == birth.secs => SHORT,
         _ => LONG,
     }
@@ -126,16 +126,16 @@ impl Reader<'_> {
         (form == form_of_number(number) && number <= most).then_some(number)
     }
 
-    fn time_as(&mut self, form: u16, start: Timespec, birth: Timespec) -> Option<Timespec> {
+    fn time_as(&mut self, form: u16, default: Timespec, birth: Timespec) -> Option<Timespec> {
         let time = match form {
-            ABSENT => start,
+            ABSENT => default,
             SHORT => Timespec {
                 secs: birth.secs,
                 nanos: self.u32().filter(|nanos| *nanos < 1_000_000_000)?,
             },
             _ => self.time()?,
         };
-        (form == form_of_time(time, start, birth)).then_some(time)
+        (form == form_of_time(time, default, birth)).then_some(time)
     }
 
     /// Reads a number that is present only if it is not `usual`.
@@ -170,7 +170,7 @@ impl InodeRecord {
 
     fn flags(&self) -> u16 {
         let birth = self.crtime;
-        let has = |flag: u16, is_there: bool| if is_there { flag } else { 0 };
+        let has = |flag: u16, is_present: bool| if is_present { flag } else { 0 };
         form_of_number(self.size) << SIZE
             | form_of_number(self.pages) << PAGES
             | form_of_time(self.mtime, birth, birth) << MTIME
@@ -250,7 +250,7 @@ impl InodeRecord {
     }
 }
 
-/// Bytes that a record of an inode is charged for.
+/// Bytes that an inode's encoded record is charged for.
 pub(in crate::meta) fn charged_bytes(record: &[u8]) -> usize {
     InodeRecord::decode(record).map_or(record.len(), |record| CHARGED_BYTES + record.target.len())
 }

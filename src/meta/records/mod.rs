@@ -1,8 +1,8 @@
 //! Encodings of the metadata records.
 //!
-//! Fixed-width little-endian numbers after one tag byte: 0 is a tombstone (the key had a value in
-//! an older generation and has none any more), 1 a value in the format described here. Times are
-//! seconds (8, signed) and nanoseconds (4).
+//! A record is a tag byte and fixed-width little-endian numbers. Tag 0 is a tombstone: the key had
+//! a value in an older generation and has none any more. Tag 1 is a value in the format described
+//! here. Times are seconds (8, signed) and nanoseconds (4).
 //!
 //! ```text
 //! inode     1 | …                          ([`inode`])
@@ -39,8 +39,8 @@ const FLAG_SHARED: u8 = 1;
 const FLAG_RESERVED: u8 = 2;
 /// Limit on the parts of a record; longer lists are flattened.
 pub const PARTS_MAX: usize = 8;
-// Counters stay within these bounds, so that arithmetic on them cannot overflow. Decoders refuse
-// larger values, and allocation refuses to exceed them.
+// Counters stay within the following bounds, so that arithmetic on them cannot overflow. Decoders
+// refuse larger values, and no counter is increased beyond its bound.
 /// Limit on the bytes of a file: chunk numbers have 32 bits.
 pub(crate) const SIZE_MAX: u64 = (1 << 54) - 1;
 /// Limit on the pages of a file, and of the volume.
@@ -186,7 +186,7 @@ pub struct Counters {
     pub clean: bool,
     /// The live generation.
     pub generation: Generation,
-    /// Extents up to this generation are shared with a deployed image.
+    /// Extents up to this generation are shared with a volume that was deployed from an image.
     pub frozen: Generation,
     /// The next inode number.
     pub next_ino: Ino,
@@ -214,8 +214,8 @@ pub struct Counters {
 struct Writer(Vec<u8>);
 
 impl Writer {
-    fn new(tag: u8, room: usize) -> Self {
-        let mut bytes = Vec::with_capacity(room);
+    fn new(tag: u8, capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(capacity);
         bytes.push(tag);
         Self(bytes)
     }
@@ -225,7 +225,7 @@ impl Writer {
         self
     }
 
-    /// Writes at most 65 535 bytes of text.
+    /// Writes the length of a text and the text, shortened to 65 535 bytes.
     fn text(&mut self, text: &str) -> &mut Self {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(usize::from(u16::MAX))];
         self.put(&(bytes.len() as u16).to_le_bytes()).put(bytes)
@@ -270,7 +270,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn up_to(&mut self, most: u64) -> Option<u64> {
+    fn at_most(&mut self, most: u64) -> Option<u64> {
         self.u64().filter(|number| *number <= most)
     }
 
@@ -286,7 +286,7 @@ impl<'a> Reader<'a> {
     }
 
     fn generation(&mut self) -> Option<Generation> {
-        self.up_to(Generation::MAX.0).map(Generation)
+        self.at_most(Generation::MAX.0).map(Generation)
     }
 
     fn time(&mut self) -> Option<Timespec> {
@@ -472,8 +472,7 @@ impl ExtentRecord {
     }
 }
 
-/// The pages that some part holds or that are reserved. Each page counts once, even if several
-/// parts hold it: rewriting a page does not count again.
+/// The pages that some part holds or that are reserved. A page that several parts hold counts once.
 pub fn taken(parts: &[Part], reserved: &PageSet) -> PageSet {
     let mut pages = reserved.clone();
     parts.iter().for_each(|part| pages.union(&part.pages));
@@ -540,9 +539,9 @@ impl ViewRecord {
             },
             generation: input.generation()?,
             created: input.time()?,
-            pages: input.up_to(PAGES_MAX)?,
-            inodes: input.up_to(INODES_MAX)?,
-            record_bytes: input.up_to(COUNT_MAX)?,
+            pages: input.at_most(PAGES_MAX)?,
+            inodes: input.at_most(INODES_MAX)?,
+            record_bytes: input.at_most(COUNT_MAX)?,
             name: input.text()?,
             from: input.text()?,
             description: String::from_utf8(input.rest().to_vec()).ok()?,
@@ -582,12 +581,12 @@ impl Counters {
             generation: input.generation()?,
             frozen: input.generation()?,
             // The first invalid number means that all are used up.
-            next_ino: Ino(input.up_to(Ino::END.0)?),
+            next_ino: Ino(input.at_most(Ino::END.0)?),
             folder: input.folder()?,
-            next_garbage: input.up_to(COUNT_MAX)?,
-            used_pages: input.up_to(PAGES_MAX)?,
-            inodes: input.up_to(INODES_MAX)?,
-            record_bytes: input.up_to(COUNT_MAX)?,
+            next_garbage: input.at_most(COUNT_MAX)?,
+            used_pages: input.at_most(PAGES_MAX)?,
+            inodes: input.at_most(INODES_MAX)?,
+            record_bytes: input.at_most(COUNT_MAX)?,
             limit_bytes: input.u64()?,
             hash_key: input.array()?,
             restoring: input.generation()?,

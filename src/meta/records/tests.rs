@@ -1,10 +1,10 @@
-//! What is written is read back, and nothing else is.
+//! Records are decoded as they were encoded, and other bytes are refused.
 
 use proptest::prelude::*;
 
 use super::*;
 
-fn record(shared: bool, present: u32, promised: std::ops::Range<u32>) -> ExtentRecord {
+fn record(shared: bool, present: u32, reserve: std::ops::Range<u32>) -> ExtentRecord {
     let mut part = Part {
         id: PartId {
             name: ObjectName {
@@ -18,7 +18,7 @@ fn record(shared: bool, present: u32, promised: std::ops::Range<u32>) -> ExtentR
     };
     part.pages.insert(0..present);
     let mut reserved = PageSet::new();
-    reserved.insert(promised);
+    reserved.insert(reserve);
     ExtentRecord::Parts {
         shared,
         parts: vec![part],
@@ -28,13 +28,13 @@ fn record(shared: bool, present: u32, promised: std::ops::Range<u32>) -> ExtentR
 
 #[test]
 fn extents_record_reservations() {
-    for (shared, present, promised, flags, pages) in [
+    for (shared, present, reserve, flags, pages) in [
         (false, 5, 0..0, 0, 5),
         (true, 5, 0..0, 1, 5),
         (false, 0, 0..1041, 2, 1041),
         (true, 5, 7..9, 3, 7),
     ] {
-        let record = record(shared, present, promised);
+        let record = record(shared, present, reserve);
         let bytes = record.encode();
         assert_eq!((bytes[0], bytes[1], bytes[2]), (VALUE, flags, 1));
         assert_eq!(ExtentRecord::decode(&bytes).as_ref(), Some(&record));
@@ -65,14 +65,14 @@ fn refuses_numbers_that_would_overflow() {
     };
     let bytes = inode.encode();
     assert_eq!(InodeRecord::decode(&bytes), Some(inode));
-    // size, pages, parent: one more than what is as large as may be.
+    // size, pages, parent: one more than the limit.
     for at in [18, 26, 34] {
         let mut larger = bytes.clone();
         let (number, _) = larger[at..].split_first_chunk_mut::<8>().unwrap();
         *number = (u64::from_le_bytes(*number) + 1).to_le_bytes();
         assert_eq!(InodeRecord::decode(&larger), None, "{at}");
     }
-    for (ino, is_one) in [
+    for (ino, is_valid) in [
         (0, false),
         (1, true),
         (Ino::END.0 - 1, true),
@@ -83,9 +83,9 @@ fn refuses_numbers_that_would_overflow() {
             kind: FileKind::Regular,
         };
         let decoded = DirentRecord::decode(&entry.encode());
-        assert_eq!(decoded, is_one.then_some(entry), "{ino}");
+        assert_eq!(decoded, is_valid.then_some(entry), "{ino}");
     }
-    for (folder, is_one) in [
+    for (folder, is_valid) in [
         (FolderNumber::END.0 - 1, true),
         (FolderNumber::END.0, false),
     ] {
@@ -93,7 +93,7 @@ fn refuses_numbers_that_would_overflow() {
             folder: FolderNumber(folder),
             object: ObjectId([1; 16]),
         };
-        assert_eq!(ObjectName::decode(&name.encode()), is_one.then_some(name));
+        assert_eq!(ObjectName::decode(&name.encode()), is_valid.then_some(name));
     }
 }
 
@@ -117,7 +117,7 @@ fn counters_are_refused_beyond_their_bounds() {
     let bytes = largest.encode();
     assert_eq!(Counters::decode(&bytes), Some(largest));
     // generation, frozen, next inode, folder, garbage, pages, inodes, bytes of records, restoring:
-    // one more of each.
+    // one more than the limit of each.
     for at in [2, 10, 18, 26, 34, 42, 50, 58, 90] {
         let mut larger = bytes.clone();
         let (number, _) = larger[at..].split_first_chunk_mut::<8>().unwrap();
@@ -213,11 +213,11 @@ proptest! {
         inode in inodes(),
         at in 0usize..8,
         byte: u8,
-        cut in 0usize..3,
+        missing in 0usize..3,
     ) {
         let mut bytes = inode.encode();
         bytes[at] = byte;
-        bytes.truncate(bytes.len() - cut);
+        bytes.truncate(bytes.len() - missing);
         if let Some(decoded) = InodeRecord::decode(&bytes) {
             prop_assert_eq!(decoded.encode(), bytes);
         }
@@ -225,7 +225,7 @@ proptest! {
 }
 
 #[test]
-fn a_small_file_s_inode_is_short() {
+fn the_inode_of_a_small_file_is_short() {
     let birth = Timespec {
         secs: 1_700_000_000,
         nanos: 5,

@@ -18,7 +18,7 @@ proptest! {
         let object = contents(&file);
         let mut model = vec![0u8; 0];
         for (seed, (offset, len)) in writes.into_iter().enumerate() {
-            // Objects have no holes of their own: a page between is the caller's business.
+            // Objects do not track holes; the caller does. So the model has none.
             let offset = offset.min(model.len());
             let data = pattern(len, seed as u64);
             model.resize(model.len().max(offset + len), 0);
@@ -95,7 +95,7 @@ fn the_same_page_is_never_the_same_bytes_twice() {
 }
 
 #[test]
-fn locks_are_asked_for() {
+fn calls_without_the_needed_lock_are_refused() {
     let file = DamageableFile::new();
     let (object, other) = (contents(&file), contents(&DamageableFile::new()));
     write(&object, 0, &pattern(2 * PAYLOAD_BYTES, 6)).expect("write");
@@ -121,7 +121,7 @@ fn locks_are_asked_for() {
 }
 
 #[test]
-fn cutting_and_punching() {
+fn truncated_and_punched_pages_do_not_open() {
     let file = DamageableFile::new();
     let object = contents(&file);
     let data = pattern(4 * PAYLOAD_BYTES, 7);
@@ -129,7 +129,7 @@ fn cutting_and_punching() {
     let guard = object.lock_exclusive(PageIndex(0)..PageIndex(9));
     object.set_len_pages(&guard, 9).expect("does not grow");
     assert_eq!(file.bytes().len(), 4 * PAGE_BYTES);
-    object.set_len_pages(&guard, 3).expect("cut");
+    object.set_len_pages(&guard, 3).expect("truncate");
     object
         .punch(&guard, PageIndex(1)..PageIndex(2))
         .expect("punch");
@@ -141,7 +141,7 @@ fn cutting_and_punching() {
     assert_eq!(
         refused(read(&object, PAYLOAD_BYTES as u64, 10)),
         (1, Refusal::Header),
-        "zeros are no page"
+        "a page of zeros does not open"
     );
     assert!(matches!(
         read(&object, 2 * PAYLOAD_BYTES as u64, 2 * PAYLOAD_BYTES),
@@ -150,7 +150,7 @@ fn cutting_and_punching() {
 }
 
 #[test]
-fn offsets_beyond_everything_are_errors() {
+fn offsets_beyond_the_largest_file_are_errors() {
     let object = contents(&DamageableFile::new());
     let guard = object.lock_exclusive(PageIndex(0)..PageIndex(u64::MAX));
     for offset in [u64::MAX, u64::MAX - 5, u64::MAX - 4032, u64::MAX / 2] {
@@ -161,7 +161,7 @@ fn offsets_beyond_everything_are_errors() {
 }
 
 #[test]
-fn many_threads_on_one_object() {
+fn threads_that_write_parts_of_one_page_do_not_lose_writes() {
     let file = DamageableFile::new();
     let object = contents(&file);
     write(&object, 0, &[0; 8 * PAYLOAD_BYTES]).expect("write");
@@ -169,7 +169,7 @@ fn many_threads_on_one_object() {
     std::thread::scope(|scope| {
         for worker in 0..8usize {
             let object = Arc::clone(&object);
-            // Neighbouring threads meet inside one page.
+            // Neighbouring threads write to the same page.
             scope.spawn(move || {
                 let offset = (worker * 3000) as u64;
                 for round in 0..20 {
@@ -182,9 +182,10 @@ fn many_threads_on_one_object() {
     });
 }
 
-/// Pages that are sealed into memory are those of the object, and no others are taken for them.
+/// Pages that were sealed into memory can be written to their object later. Other pages are
+/// refused.
 #[test]
-fn pages_are_sealed_away_from_their_object_and_written_later() {
+fn pages_are_sealed_into_memory_and_written_to_their_object_later() {
     let data = pattern(300 * PAYLOAD_BYTES, 9);
     let pages = |range: Range<u64>| PageIndex(range.start)..PageIndex(range.end);
     let sealer = PageSealer::new(&keys(), CRYPTO);
@@ -208,7 +209,7 @@ fn pages_are_sealed_away_from_their_object_and_written_later() {
     write_sealed(0..300, &sealed).expect("write");
     assert_eq!(target.bytes(), sealed);
     assert_eq!(read(&copy, 0, data.len()).expect("read"), data);
-    // In any pieces.
+    // In pieces too.
     let piece = seal(7..9).expect("seal");
     write_sealed(7..9, &piece).expect("write");
     assert_eq!(read(&copy, 0, data.len()).expect("read"), data);

@@ -1,4 +1,4 @@
-//! The database over `meta`: what it really asks of the file, with clean and unclean stops.
+//! The real database over `meta`, with clean and unclean stops.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ fn commit(database: &Database, round: u64) {
     transaction.commit().expect("commit");
 }
 
-/// How many rounds are there, each of them whole.
+/// The number of rounds whose rows are all in the database.
 fn rounds(database: &Database) -> u64 {
     let transaction = database.begin_read().expect("begin");
     let table = transaction.open_table(TABLE).expect("table");
@@ -110,13 +110,13 @@ fn commits_survive_power_cuts() {
 }
 
 #[test]
-fn garbage_after_a_power_cut_is_recovered_from() {
+fn the_database_recovers_from_a_partly_written_commit() {
     for cut_after in 0..12 {
         let file = DamageableFile::new();
         let meta = create(&file);
         let running = database(&meta);
         commit(&running, 0);
-        // What the next commit writes arrives in part.
+        // A part of the pages of the next commit arrives.
         let file_before = file.bytes();
         commit(&running, 1);
         let after = file.bytes();

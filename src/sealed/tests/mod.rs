@@ -4,7 +4,6 @@ mod contents;
 mod database;
 mod golden;
 mod one_layer;
-
 mod slots;
 mod tamper;
 
@@ -20,7 +19,7 @@ use crate::store::{EntryInfo, EntryKind, StoreFile};
 
 pub(super) const CRYPTO: CryptoId = CryptoId([0xC0; 16]);
 
-/// A file in memory: what was written and what of it was synced.
+/// A file in memory: the bytes that were written, and those that were synced.
 #[derive(Debug, Default)]
 pub(super) struct DamageableFile {
     state: Mutex<State>,
@@ -33,7 +32,7 @@ struct State {
     write_calls: usize,
     failing_reads: usize,
     failing_syncs: usize,
-    /// Of the next write, only so many bytes arrive before the power goes.
+    /// Of the next write, only this many bytes arrive before the power fails.
     torn_at: Option<usize>,
 }
 
@@ -71,7 +70,7 @@ impl DamageableFile {
         self.state.lock().torn_at = Some(at);
     }
 
-    /// Everything not synced is gone.
+    /// Loses everything that was not synced.
     pub(super) fn lose_unsynced(&self) {
         let mut state = self.state.lock();
         state.bytes = state.synced.clone();
@@ -151,13 +150,13 @@ impl StoreFile for DamageableFile {
     }
 }
 
-/// A key set made of four numbers.
-pub(super) fn key_set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
+/// A key set whose bytes repeat these numbers.
+pub(super) fn key_set(customer: u8, infrastructure: u8, id: u8, epoch: u32) -> KeySet {
     KeySet {
         id: KeySetId([id; 16]),
         epoch: Epoch(epoch),
         customer: CustomerDek::from_bytes(&[customer; 64]).unwrap(),
-        infrastructure: InfrastructureDek::from_bytes(&[machine; 32]).unwrap(),
+        infrastructure: InfrastructureDek::from_bytes(&[infrastructure; 32]).unwrap(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Taking one layer away: what somebody with only one of the two keys sees and can do.
+//! One layer alone: what somebody with only one of the two keys can read and forge.
 //!
 //! Everything here is computed by the second implementations (`xts-mode`, `chacha20poly1305`,
 //! `hkdf`) from the byte layouts documented in `layers::derivation` and `sealed::page`, not by the
-//! code under test; so it is at the same time a check that the documents suffice to write a second
+//! code under test. So the tests also check that the documents suffice to write a second
 //! implementation.
 
 use std::sync::Arc;
@@ -150,29 +150,26 @@ fn read_forged(file: &Arc<DamageableFile>, page: &[u8]) -> Result<Vec<u8>, Seale
 }
 
 #[test]
-fn the_infrastructure_key_uncovers_ciphertext_and_nothing_else() {
+fn the_infrastructure_key_reveals_only_the_inner_ciphertext() {
     let (_, page, plain) = sealed();
-    let uncovered = Outer::new(&[2; 32])
+    let revealed = Outer::new(&[2; 32])
         .open(&page)
         .expect("the right key of the outer layer");
     let inner = Inner::new(&[1; 64]);
     assert_eq!(
-        uncovered[16..],
+        revealed[16..],
         inner.encrypt(&plain)[..],
         "exactly AES-256-XTS"
     );
-    assert_eq!(
-        uncovered[..16],
-        inner.tag(&aad(&page), &uncovered[16..])[..]
-    );
-    let alike = uncovered[16..]
+    assert_eq!(revealed[..16], inner.tag(&aad(&page), &revealed[16..])[..]);
+    let alike = revealed[16..]
         .iter()
         .zip(&plain)
         .filter(|(a, b)| a == b)
         .count();
     assert!(alike < 100, "{alike} of 4032 bytes as in the plaintext");
-    // With somebody else's customer key, still nothing.
-    let mut wrong = uncovered[16..].to_vec();
+    // Another customer key does not decrypt it.
+    let mut wrong = revealed[16..].to_vec();
     Inner::new(&[9; 64])
         .xts
         .decrypt_sector(&mut wrong, u128::from(PAGE).to_le_bytes().into());
@@ -184,14 +181,18 @@ fn the_customer_key_alone_opens_nothing() {
     let (_, page, plain) = sealed();
     let inner = Inner::new(&[1; 64]);
     let mut guess = page[64..].to_vec();
-    assert_ne!(guess, inner.encrypt(&plain), "the ciphertext is covered");
+    assert_ne!(
+        guess,
+        inner.encrypt(&plain),
+        "the outer layer hides the ciphertext"
+    );
     inner
         .xts
         .decrypt_sector(&mut guess, u128::from(PAGE).to_le_bytes().into());
     assert_ne!(guess, plain);
     assert_ne!(page[28..44], inner.tag(&aad(&page), &page[64..])[..]);
     assert!(Outer::new(&[9; 32]).open(&page).is_none());
-    // Nor does the same page's inner tag show through, which would tell equal pages.
+    // The inner tag of the same page, which would reveal equal pages, is not visible either.
     assert_ne!(page[28..44], inner.message(&page, &plain)[..16]);
 }
 
@@ -203,7 +204,7 @@ fn a_page_forged_with_the_infrastructure_key_alone_is_refused_by_the_inner_tag()
     outer.seal(&mut forged, &message);
     assert!(
         read_forged(&file, &forged).is_ok(),
-        "sealed anew, unchanged"
+        "sealed again without a change"
     );
     for byte in [0, 15, 16, 17, 2000, message.len() - 1] {
         let mut changed = message.clone();
@@ -211,7 +212,7 @@ fn a_page_forged_with_the_infrastructure_key_alone_is_refused_by_the_inner_tag()
         outer.seal(&mut forged, &changed);
         assert_eq!(refused(read_forged(&file, &forged)), (PAGE, Refusal::Inner));
     }
-    // Not even another sequence number can be given to it.
+    // Its sequence number cannot be changed either.
     forged[48] ^= 1;
     outer.seal(&mut forged, &message);
     assert_eq!(refused(read_forged(&file, &forged)), (PAGE, Refusal::Inner));
@@ -221,7 +222,7 @@ fn a_page_forged_with_the_infrastructure_key_alone_is_refused_by_the_inner_tag()
 fn a_page_forged_with_the_customer_key_alone_is_refused_by_the_outer_tag() {
     let (file, mut forged, _) = sealed();
     let message = Inner::new(&[1; 64]).message(&forged, &pattern(PAYLOAD_BYTES, 12));
-    // Put there uncovered, or covered with a key of one's own.
+    // Without the outer layer, or with the outer layer under another key.
     forged[28..44].copy_from_slice(&message[..16]);
     forged[64..].copy_from_slice(&message[16..]);
     assert_eq!(refused(read_forged(&file, &forged)), (PAGE, Refusal::Outer));
@@ -230,7 +231,7 @@ fn a_page_forged_with_the_customer_key_alone_is_refused_by_the_outer_tag() {
 }
 
 #[test]
-fn both_keys_and_the_documents_are_enough() {
+fn both_keys_and_the_documents_suffice_to_make_a_page() {
     let (file, mut made, _) = sealed();
     let plain = pattern(PAYLOAD_BYTES, 13);
     let message = Inner::new(&[1; 64]).message(&made, &plain);

@@ -51,7 +51,7 @@ fn slots_alternate_and_sequences_grow_with_synced_headers() {
 }
 
 #[test]
-fn a_torn_header_leaves_the_one_before() {
+fn after_a_torn_write_of_page_0_the_older_slot_is_used() {
     for torn_at in [0, 1, 12, 44, 64, 500, 4000, 4159] {
         let file = DamageableFile::new();
         let meta = create(&file);
@@ -63,7 +63,7 @@ fn a_torn_header_leaves_the_one_before() {
         assert!(meta.write(0, &[4; META_PAYLOAD_BYTES]).is_err());
         let reopened = open(&file).expect("open");
         let (version, sequence) = (page_0(&reopened), reopened.sequence());
-        // Torn before its first byte, the older slot is still the older slot.
+        // If nothing of the write arrived, the slot still holds its older page 0.
         assert_eq!((version, sequence), (3, Sequence(4)), "torn at {torn_at}");
         write_page_0(&reopened, 5);
         reopened.sync().expect("sync");
@@ -72,7 +72,7 @@ fn a_torn_header_leaves_the_one_before() {
 }
 
 #[test]
-fn a_header_written_and_not_synced_may_be_lost() {
+fn a_page_0_that_was_not_synced_may_be_lost() {
     let file = DamageableFile::new();
     let meta = create(&file);
     write_page_0(&meta, 1);
@@ -83,7 +83,7 @@ fn a_header_written_and_not_synced_may_be_lost() {
 }
 
 #[test]
-fn a_failed_sync_switches_nothing() {
+fn a_failed_sync_does_not_switch_the_slots() {
     let file = DamageableFile::new();
     let meta = create(&file);
     write_page_0(&meta, 1);
@@ -102,7 +102,7 @@ fn a_failed_sync_switches_nothing() {
 }
 
 #[test]
-fn a_slot_is_not_the_other_slot() {
+fn a_slot_copied_to_the_other_slot_is_refused() {
     let file = DamageableFile::new();
     let meta = create(&file);
     for version in 1..=2 {
@@ -117,17 +117,17 @@ fn a_slot_is_not_the_other_slot() {
     file.change(|bytes| bytes.truncate(META_STRIDE_BYTES));
     assert!(
         matches!(open(&file), Err(SealedError::ShortRead { .. })),
-        "no empty database"
+        "not opened as an empty database"
     );
     file.change(Vec::clear);
     assert!(
         matches!(open(&file), Err(SealedError::ShortRead { .. })),
-        "no empty database"
+        "not opened as an empty database"
     );
 }
 
 #[test]
-fn lengths_fresh_pages_and_partial_writes() {
+fn fresh_pages_read_as_zeros_until_the_file_is_closed() {
     let file = DamageableFile::new();
     let meta = create(&file);
     assert_eq!(meta.len().expect("len"), 0);
@@ -155,9 +155,9 @@ fn lengths_fresh_pages_and_partial_writes() {
     let reopened = open(&file).expect("open");
     assert!(
         reopened.read(3 * 4096, &mut [0; 10]).is_err(),
-        "never written, no longer known"
+        "never written, and no longer known to be fresh"
     );
-    reopened.set_len(3 * 4096).expect("cut");
+    reopened.set_len(3 * 4096).expect("shrink");
     reopened.set_len(4 * 4096).expect("grow");
     reopened
         .read(3 * 4096, &mut out[..10])
@@ -166,13 +166,13 @@ fn lengths_fresh_pages_and_partial_writes() {
     assert_eq!(
         reopened.len().expect("len"),
         4 * 4096,
-        "a part of a stride is none"
+        "a partial stride does not count"
     );
     assert!(reopened.read(4 * 4096, &mut [0; 1]).is_err());
 }
 
 #[test]
-fn a_read_error_that_passes_is_not_seen() {
+fn a_transient_read_error_is_retried() {
     let file = DamageableFile::new();
     let meta = create(&file);
     write_page_0(&meta, 1);
@@ -183,21 +183,25 @@ fn a_read_error_that_passes_is_not_seen() {
 }
 
 #[test]
-fn large_writes_cross_runs_and_segments() {
+fn large_writes_are_split_into_runs_and_segments() {
     let file = DamageableFile::new();
     let meta = create(&file);
     let offset = 1780 * 4096u64;
     meta.set_len(2200 * 4096).expect("grow");
     let data = pattern(300 * 4096, 9);
     meta.write(offset, &data).expect("write");
-    assert_eq!(file.write_calls(), 3, "cut at 256 pages and at page 2048");
+    assert_eq!(
+        file.write_calls(),
+        3,
+        "split after 256 pages and at page 2048"
+    );
     let mut out = vec![0; data.len()];
     meta.read(offset, &mut out).expect("read");
     assert_eq!(out, data);
 }
 
-/// Whoever holds a set that the volume only reads with can seal pages for the same file; its opener
-/// names the active set, and nothing else is authentic.
+/// Somebody who holds a read-only key set of the volume can seal pages for the same file under that
+/// set. The opener names the active set, and only pages under it are authentic.
 #[test]
 fn pages_sealed_under_another_key_set_are_refused() {
     let file = DamageableFile::new();
@@ -234,7 +238,7 @@ fn debug_shows_no_secret() {
 }
 
 #[test]
-fn writers_beyond_the_end_do_not_cut_each_other_off() {
+fn concurrent_writers_beyond_the_end_do_not_truncate_each_others_pages() {
     for _ in 0..20 {
         let file = DamageableFile::new();
         let meta = create(&file);
@@ -257,7 +261,7 @@ fn writers_beyond_the_end_do_not_cut_each_other_off() {
 }
 
 #[test]
-fn every_byte_of_a_slot_counts_but_the_padding() {
+fn a_slot_with_any_changed_byte_outside_the_padding_is_not_authentic() {
     let file = DamageableFile::new();
     let meta = create(&file);
     for version in 1..=2 {

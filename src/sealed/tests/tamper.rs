@@ -1,4 +1,4 @@
-//! Whatever is done to a page, it is refused, by name, and nothing of it is read.
+//! A page that was changed in any way is refused with its number, and no byte of it is read.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn read_page(file: &Arc<DamageableFile>, page: u64) -> Result<Vec<u8>, SealedErr
 }
 
 #[test]
-fn every_bit_of_the_header_and_every_byte_of_the_payload() {
+fn a_change_of_any_header_bit_or_payload_byte_is_refused() {
     let (file, data) = sealed_object();
     let header_bits = (0..64 * 8).map(|bit| (bit / 8, 1u8 << (bit % 8)));
     let payload_bytes = (64..PAGE_BYTES).map(|byte| (byte, 0x80u8 >> (byte % 8)));
@@ -50,7 +50,7 @@ fn a_refused_page_leaves_nothing_in_the_readers_buffer() {
 }
 
 #[test]
-fn swapped_copied_zeroed_and_cut_pages() {
+fn swapped_zeroed_and_truncated_pages_are_refused() {
     let (file, _) = sealed_object();
     let whole = file.bytes();
     file.change(|bytes| {
@@ -68,7 +68,7 @@ fn swapped_copied_zeroed_and_cut_pages() {
 }
 
 #[test]
-fn a_page_of_another_segment() {
+fn a_page_of_another_segment_is_refused() {
     let file = DamageableFile::new();
     let object = contents(&file);
     let data = pattern(PAYLOAD_BYTES, 2);
@@ -79,7 +79,7 @@ fn a_page_of_another_segment() {
 }
 
 #[test]
-fn a_page_of_another_object_key_set_or_key() {
+fn a_page_of_another_object_key_set_or_key_is_refused() {
     let (file, _) = sealed_object();
     let open = |set: KeySet, crypto| {
         let file = Arc::clone(&file) as Arc<dyn StoreFile>;
@@ -104,7 +104,7 @@ fn a_page_of_another_object_key_set_or_key() {
 const STRIDE: usize = META_STRIDE_BYTES;
 
 #[test]
-fn meta_pages_moved_zeroed_and_flipped() {
+fn moved_zeroed_and_changed_meta_pages_are_refused() {
     let file = DamageableFile::new();
     let meta =
         MetaFile::create(Arc::clone(&file) as Arc<dyn StoreFile>, &keys(), CRYPTO).expect("create");

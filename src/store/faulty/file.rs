@@ -1,8 +1,8 @@
-//! One file of the faulty store: what programs see, and what the disk may contain.
+//! One file of the faulty store: the contents that programs see, and those that the disk may have.
 //!
-//! Invariants: `durable` is what the last successful sync covered. A page that differs, or may
-//! have differed at some time since, has a history; a page without a history is the same on both
-//! sides. The newest version of a history is the page that programs see.
+//! Invariants: `durable` holds the contents that the last successful sync covered. A page that
+//! differs, or may have differed at some time since, has a history; a page without a history is the
+//! same on both sides. The newest version of a history is the page that programs see.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,5 @@
-//! The faulty store: a memory tree that tracks what is durable, cuts the power and fails on demand.
+//! The faulty store: a tree in memory that tracks durability. On demand it cuts the power, and
+//! calls fail.
 //!
 //! It guarantees exactly what POSIX guarantees, so code that survives it survives any backing
 //! filesystem. Programs see the *current* state. The disk holds the *durable* state and, for what
@@ -19,7 +20,7 @@
 //! - a rename across directories may leave both names, never none: the new name is durable no
 //!   later than the removal of the old one, even when only the old directory is synced;
 //! - operations on one name keep their order;
-//! - a directory disappears no earlier than what was moved out of it.
+//! - the removal of a directory reaches the disk no earlier than moves of entries out of it.
 //!
 //! **Failed syncs.** A `sync` that fails leaves pages that may or may not be on the disk, and a
 //! later successful `sync` does *not* cover them unless they were written again: the kernel counts
@@ -104,7 +105,7 @@ struct State {
     /// Number of the simulated process; raised when the process or the machine ends. Handles and
     /// locks belong to one process.
     process_run: u64,
-    /// The machine is off for good.
+    /// The machine is off and does not start again.
     off: bool,
 }
 
@@ -120,7 +121,7 @@ impl State {
         }
     }
 
-    /// Runs over every file that has a name now or may have one after a cut.
+    /// Calls `action` for every file that has a name now or may have one after a cut.
     fn each_file(&self, mut action: impl FnMut(&FaultyNode)) {
         let entries = self.tree.directories.values().flat_map(|d| d.values());
         for entry in entries.chain(self.names.files()) {
@@ -139,8 +140,8 @@ struct Shared {
     each_file: AtomicBool,
 }
 
-/// A directory tree in memory that separates what is durable from what is not. Clones are handles
-/// to the same tree. See the module's documentation for the model.
+/// A directory tree in memory that separates durable from current state. Clones are handles to the
+/// same tree. See the module's documentation for the model.
 #[derive(Clone, Debug)]
 pub struct FaultyStore(Arc<Shared>);
 
@@ -227,8 +228,8 @@ impl FaultyStore {
         self.0.stalls.add(rule)
     }
 
-    /// Makes files be synced one by one from now on, as on a filesystem whose `syncfs` is not
-    /// reliable. Survivors of a cut do the same.
+    /// Requires that files be synced one by one from now on, as on a filesystem whose `syncfs` is
+    /// not reliable. Survivors of a cut do the same.
     pub fn sync_each_file(&self) {
         self.0.each_file.store(true, Ordering::SeqCst);
     }
@@ -254,9 +255,9 @@ impl FaultyStore {
         self.0.state.lock().faults.cut_call().cloned()
     }
 
-    /// Cuts the power permanently and returns what the machine finds when it starts again. Every
-    /// later call on this store, its files and its clones fails with EIO. May be called again with
-    /// other seeds.
+    /// Cuts the power permanently and returns the state that the machine has when it starts again.
+    /// Every later call on this store, its files and its clones fails with EIO. May be called again
+    /// with other seeds.
     pub fn power_cut(&self, seed: u64) -> Self {
         let mut state = self.0.state.lock();
         state.faults.stop();
@@ -264,7 +265,7 @@ impl FaultyStore {
         self.survivor_of(&state, seed)
     }
 
-    /// What a power cut at this moment would leave; this store continues to work.
+    /// The state that a power cut at this moment would leave. This store continues to work.
     pub fn survivor(&self, seed: u64) -> Self {
         self.survivor_of(&self.0.state.lock(), seed)
     }
@@ -325,11 +326,11 @@ impl FaultyStore {
     }
 }
 
-/// The effect of a call, whatever its caller is told.
+/// The effect of a call, whatever error its caller gets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
     Whole,
-    /// A write: so many bytes.
+    /// A write: only this many bytes are stored.
     Short(usize),
     /// A sync: dirty pages count as clean and are not durable.
     GiveUp,

@@ -1,4 +1,4 @@
-//! Names of the faulty store: what the disk knows of the directories, and what it may know.
+//! Names of the faulty store: the durable directories, and the operations that may reach the disk.
 //!
 //! Invariants: `durable` and all pending operations, applied in order, yield the current
 //! directories. An operation on a name never reaches the disk before an earlier one on the same
@@ -65,8 +65,8 @@ impl<F> NameJournal<F> {
         }
     }
 
-    /// Records the removal of a directory. What was moved out of it must have arrived elsewhere
-    /// first.
+    /// Records the removal of a directory. It reaches the disk no earlier than the moves of entries
+    /// out of that directory.
     pub(super) fn record_removal(&mut self, removed: DirectoryNumber, changes: Vec<Change<F>>) {
         let touching = |(&number, operation): (&u64, &Operation<F>)| {
             operation.touches(removed).then_some(number)
@@ -86,7 +86,8 @@ impl<F> NameJournal<F> {
         number
     }
 
-    /// What a successful fsync of the directory covers: its operations and what they wait for.
+    /// The effect of a successful fsync of the directory: its operations become durable, and those
+    /// that they depend on.
     pub(super) fn sync(&mut self, directory: DirectoryNumber) {
         let mut settled = BTreeSet::new();
         for (&number, operation) in self.pending.iter().rev() {
@@ -100,7 +101,7 @@ impl<F> NameJournal<F> {
         }
     }
 
-    /// What a successful syncfs covers: everything.
+    /// The effect of a successful syncfs: everything becomes durable.
     pub(super) fn sync_all(&mut self) {
         while let Some(&number) = self.pending.keys().next() {
             self.settle(number);

@@ -12,15 +12,22 @@ use super::CallKind;
 type Rule = Box<dyn Fn(CallKind, &StorePath) -> bool + Send + Sync>;
 
 #[derive(Debug, Default)]
+struct GateState {
+    /// A call has arrived.
+    is_reached: bool,
+    /// The call may continue.
+    is_released: bool,
+}
+
+#[derive(Debug, Default)]
 struct Gate {
-    /// Whether a call has arrived, and whether it may continue.
-    state: Mutex<(bool, bool)>,
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
 impl Gate {
     fn release(&self) {
-        self.state.lock().1 = true;
+        self.state.lock().is_released = true;
         self.changed.notify_all();
     }
 }
@@ -31,13 +38,13 @@ impl Gate {
 pub struct Stall(Arc<Gate>);
 
 impl Stall {
-    /// Waits until a call has arrived. False when none does within the time.
+    /// Waits until a call has arrived. False if none arrives within this time.
     pub fn is_reached_within(&self, limit: Duration) -> bool {
-        let until = Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         let mut state = self.0.state.lock();
-        while !state.0 {
-            if self.0.changed.wait_until(&mut state, until).timed_out() {
-                return state.0;
+        while !state.is_reached {
+            if self.0.changed.wait_until(&mut state, deadline).timed_out() {
+                return state.is_reached;
             }
         }
         true
@@ -79,16 +86,16 @@ impl Stalls {
     pub(super) fn pass(&self, kind: CallKind, path: &StorePath) {
         let gate = {
             let mut stalls = self.0.lock();
-            let met = stalls.iter().position(|(rule, _)| rule(kind, path));
-            met.map(|met| stalls.remove(met).1)
+            let matching = stalls.iter().position(|(rule, _)| rule(kind, path));
+            matching.map(|index| stalls.remove(index).1)
         };
         let Some(gate) = gate else {
             return;
         };
         let mut state = gate.state.lock();
-        state.0 = true;
+        state.is_reached = true;
         gate.changed.notify_all();
-        while !state.1 {
+        while !state.is_released {
             gate.changed.wait(&mut state);
         }
     }

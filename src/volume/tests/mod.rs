@@ -6,8 +6,7 @@ use super::*;
 use crate::ids::VolumeId;
 use crate::keys::customer::file::tests::{key_file, private_pem, public_pem};
 use crate::keys::error::ErrorKind;
-use crate::sealed::MetaFile;
-use crate::sealed::geometry::META_PAYLOAD_BYTES;
+use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
 use crate::store::OpenMode;
 use crate::store::memory::MemoryStore;
 

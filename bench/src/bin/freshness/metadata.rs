@@ -7,7 +7,7 @@ use std::time::Instant;
 use bilayer::ids::Ino;
 use bilayer::meta::{Meta, View};
 use bilayer::sealed::{META_PAYLOAD_BYTES, MetaFile};
-use bilayer::store::read_only::Scratch;
+use bilayer::store::read_only::ScratchFile;
 use bilayer::store::{OpenMode, StorePath};
 use bilayer::volume::META_NAME;
 use bilayer_bench::Outcome;
@@ -190,7 +190,7 @@ fn look_up(place: &Path, tree: &Tree, files: u64) -> Outcome<()> {
         let file = volume
             .store
             .open(&StorePath::new(META_NAME), OpenMode::Read)?;
-        let watched = Watched::over(Arc::new(Scratch::over(file)?));
+        let watched = Watched::over(Arc::new(ScratchFile::over(file)?));
         let file = MetaFile::open(
             watched.clone(),
             volume.keys.active(),
@@ -235,7 +235,7 @@ fn verify_all(place: &Path) -> Outcome<()> {
     drop_caches();
     let start = Instant::now();
     let file = MetaFile::open(
-        Arc::new(Scratch::over(file)?),
+        Arc::new(ScratchFile::over(file)?),
         volume.keys.active(),
         volume.header.meta_crypto(),
     )?;
