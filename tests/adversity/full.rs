@@ -1,5 +1,5 @@
-//! A backing disk that is full: who writes is told, nothing that was synced is lost, and room made
-//! is room to write in.
+//! A backing disk that is full: writers get ENOSPC, nothing that was synced is lost, and space made
+//! free can be written again.
 
 use std::fs;
 use std::io;

@@ -96,7 +96,7 @@ fn write_much(path: &Path) {
     (0..300).for_each(|_| file.write_all(&piece).unwrap());
 }
 
-/// Given far too little, and told to commit rarely.
+/// Far too little memory, and a long commit interval.
 #[test]
 fn a_daemon_killed_for_want_of_memory_loses_nothing() {
     let test = "memory-gone";

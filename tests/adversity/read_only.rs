@@ -20,7 +20,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
     };
     let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device());
     let there = fs::exists(&trigger).unwrap_or(false);
-    if !need(there, test, "ext4 cannot be told that something is wrong") {
+    if !need(there, test, "ext4 has no file to report an error through") {
         return;
     }
     place.run("create disk/vol").done();
@@ -37,7 +37,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
         .unwrap();
 
     fs::write(&trigger, "1").unwrap();
-    // Callers are told, and from then on nothing may be changed.
+    // Callers get an error, and from then on nothing may be changed.
     open.write_all_at(&[1; 5000], 100_000).ok();
     assert!(is_told(open.sync_all()), "fsync");
     let latched = || {

@@ -112,8 +112,8 @@ fn files_are_closed_when_there_are_too_many() {
     }
     write_all(&mounted);
     let said = fs::read_to_string(place.path("log")).unwrap();
-    let told = said.matches("too many files are open").count();
-    assert_eq!(told, 1, "{said}");
+    let mentions = said.matches("too many files are open").count();
+    assert_eq!(mentions, 1, "{said}");
     mounted.unmount();
     let mounted = place.mount("vol", "mnt", "");
     compare(&mounted);

@@ -300,7 +300,7 @@ fn a_lock_that_others_may_open_is_closed_to_them() {
     // A volume that belongs to somebody else, and root's daemon: that one answers root.
     chown(place.path("vol"), Some(VICTIM), Some(VICTIM)).unwrap();
     bilayer(&machine, "snapshot create vol one").done();
-    // Its owner is not answered by it, and is told so.
+    // It does not answer its owner, and the command says so.
     let words = format!("bilayer snapshot list {}", machine.path("vol"));
     let outcome = run(&mut as_user(&machine, VICTIM, &words));
     assert_eq!(outcome.code, 3, "{}", outcome.stderr);

@@ -286,8 +286,8 @@ fn other_mount_namespaces_reach_the_same_daemon() {
          ! {BILAYER} snapshot restore v s1 --yes; ! {BILAYER} mount -o remount,ro v a"
     ))
     .done();
-    let told = refused.stderr;
-    assert!(told.contains("cannot be asked"), "{told}");
+    let stderr = refused.stderr;
+    assert!(stderr.contains("cannot be asked"), "{stderr}");
     assert_eq!(read(&machine, "a/file"), "a, new");
     assert_eq!(read(&machine, "b/file"), "b, new");
     // A mount that lives on here is put on disk.
@@ -357,8 +357,8 @@ fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
     ] {
         let outcome = bilayer(&machine, words);
         assert_ne!(outcome.code, 0, "{words}");
-        let told = outcome.stderr;
-        assert!(told.contains("does not answer"), "{words}: {told}");
+        let stderr = outcome.stderr;
+        assert!(stderr.contains("does not answer"), "{words}: {stderr}");
     }
     assert!(begin.elapsed() < LIMIT);
     assert_eq!(machine.mounted().len(), 1, "it was unmounted unasked");
@@ -376,9 +376,9 @@ fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
     assert!(wait_until(LIMIT, || machine.mounted().is_empty()));
     if kill_process(Pid::from_raw(daemon).unwrap(), Signal::STOP).is_ok() && is_alive(daemon) {
         let output = unmounting.wait_with_output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(6), "{told}");
-        assert!(told.contains("not known"), "{told}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(6), "{stderr}");
+        assert!(stderr.contains("not known"), "{stderr}");
         signal_if_there(daemon, Signal::CONT);
     } else {
         assert!(unmounting.wait_with_output().unwrap().status.success());

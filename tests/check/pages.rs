@@ -100,15 +100,15 @@ fn objects_that_nobody_names_are_removed() {
     mount.finish();
 }
 
-/// Every page of the metadata that is in use is told when it is damaged; nothing is repaired then,
-/// and nothing else said that would follow from what is missing.
+/// The check reports every damaged page of the metadata that is in use. It repairs nothing then,
+/// and does not report what merely follows from the missing rows.
 #[test]
 fn damaged_pages_of_the_metadata_are_named() {
     const STRIDE: u64 = 4608;
     let closed = Closed::new();
     let file = closed.open("meta");
     let pages = file.len().unwrap() / STRIDE;
-    let mut told = 0;
+    let mut reported = 0;
     for page in 2..pages {
         let mut page_bytes = vec![0; STRIDE as usize];
         file.read_at(&mut page_bytes, page * STRIDE).unwrap();
@@ -119,7 +119,7 @@ fn damaged_pages_of_the_metadata_are_named() {
             .unwrap();
         let report = closed.check();
         if !report.is_clean() {
-            told += 1;
+            reported += 1;
             let named = report.findings.iter().flat_map(|f| f.pages.clone());
             let named: Vec<_> = named.collect();
             let kinds = kinds(&report);
@@ -138,7 +138,7 @@ fn damaged_pages_of_the_metadata_are_named() {
         }
         file.write_at(&page_bytes, page * STRIDE).unwrap();
     }
-    assert!(told > 3, "{told} of {pages}");
+    assert!(reported > 3, "{reported} of {pages}");
     assert_eq!(closed.check().findings, []);
     for slot in 0..2 {
         let mut bytes = vec![0; STRIDE as usize];

@@ -69,8 +69,8 @@ fn images_are_made_deployed_exported_and_imported() {
 
         write_synced(&place.path("pass"), b"between us\n").unwrap();
         let words = "image export vol base out --transport-passphrase-file pass";
-        let told = place.run(words).done().stdout;
-        assert!(told.starts_with("image base exported: "), "{told}");
+        let stdout = place.run(words).done().stdout;
+        assert!(stdout.starts_with("image base exported: "), "{stdout}");
         let mode = fs::metadata(place.path("out"))
             .unwrap()
             .permissions()
@@ -82,10 +82,10 @@ fn images_are_made_deployed_exported_and_imported() {
             ""
         };
         let import = format!("image import out import --transport-passphrase-file pass {key}");
-        let told = place.run(&import).done().stdout;
+        let stdout = place.run(&import).done().stdout;
         assert!(
-            told.starts_with("volume ") && told.contains(" made in "),
-            "{told}"
+            stdout.starts_with("volume ") && stdout.contains(" made in "),
+            "{stdout}"
         );
         provenance(place, "import", &source);
 

@@ -158,19 +158,19 @@ fn pruned() {
         place.run(&format!("snapshot create vol {name}")).done();
     }
     let all = names(&place);
-    let told = place.run("snapshot prune vol --prefix auto --keep-last 1 --dry-run");
+    let pruned = place.run("snapshot prune vol --prefix auto --keep-last 1 --dry-run");
     let lines = "snapshot auto-1 would be deleted\nsnapshot auto-2 would be deleted\n";
-    assert_eq!(told.done().stdout, lines);
+    assert_eq!(pruned.done().stdout, lines);
     assert_eq!(names(&place), all);
-    let told = json(&place, "snapshot prune vol --prefix auto --keep-last 1");
-    assert_eq!(told["deleted"], serde_json::json!(["auto-1", "auto-2"]));
-    assert_eq!(told["kept"], serde_json::json!(["auto-3"]));
-    assert_eq!(told["dry_run"], false);
+    let report = json(&place, "snapshot prune vol --prefix auto --keep-last 1");
+    assert_eq!(report["deleted"], serde_json::json!(["auto-1", "auto-2"]));
+    assert_eq!(report["kept"], serde_json::json!(["auto-3"]));
+    assert_eq!(report["dry_run"], false);
     assert_eq!(names(&place), ["other", "automatic-1", "auto-3"]);
     // All within the last year that has one: the newest stays.
-    let told = place.run("snapshot prune vol --keep-yearly 1 --keep-daily 0");
+    let pruned = place.run("snapshot prune vol --keep-yearly 1 --keep-daily 0");
     let lines = "snapshot other deleted\nsnapshot automatic-1 deleted\n";
-    assert_eq!(told.done().stdout, lines);
+    assert_eq!(pruned.done().stdout, lines);
     // No rule at all is a mistake, and keeping none must be said.
     fails(
         &place.run("snapshot prune vol"),
@@ -322,7 +322,7 @@ fn failures() {
     ] {
         fails(&place.run(&format!("snapshot {words}")), code, says);
     }
-    // The first of several is gone, the one that is not there is told.
+    // The first of several is deleted; the error names the one that does not exist.
     fails(&place.run("snapshot delete vol monday gone"), 2, "gone");
     assert_eq!(names(&place), ["tuesday"]);
     for words in ["snapshot", "snapshot create", "snapshot take vol x"] {

@@ -1,5 +1,5 @@
 //! Streams as section 11 of `docs/FORMAT.md` describes them, opened by a second implementation
-//! (`open_export.py`), which is told only what stands in the database inside `meta`.
+//! (`open_export.py`), which gets only the contents of the database inside `meta`.
 
 use super::*;
 use bilayer::image::{ExportOptions, ImportOptions, NoProgress, Source, Transport, export, import};

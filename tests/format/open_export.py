@@ -186,11 +186,11 @@ def open_export(request):
 
         pages = sum(open_object(stream, part, key_set) for part in request["parts"])
         objects = len(request["parts"])
-        told = stream.numbers("cQQQ")
+        counted = stream.numbers("cQQQ")
         digest = stream.digest.digest()
         check_mac(of_end, digest, stream.take(32), "MAC of the end")
         length = strides * META_STRIDE_BYTES + pages * PAGE_BYTES
-        require(told == (b"E", objects, pages, length), "counts of the end")
+        require(counted == (b"E", objects, pages, length), "counts of the end")
         require((objects, pages) == (counts["objects"], counts["pages"]), "counts of the header")
         require(file.read(1) == b"", "something follows the end")
     return {

@@ -293,8 +293,8 @@ fn cell(case: &Case, mounted: bool, how: usize, expected: Cell) -> Option<()> {
     }
     let is_new = expected == Cell::OwnVolume;
     assert_eq!(id(&place, "this") != before, is_new, "{what}");
-    // Neither looking at it, nor taking a copy for a volume of its own, nor a refusal is told of
-    // the original.
+    // The original reports neither a look at it, nor a refusal, nor a copy that became a volume of
+    // its own.
     let is_quiet = name != "for writing" || expected != Cell::Mounts;
     if !mounted && is_quiet {
         assert!(

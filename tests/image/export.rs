@@ -72,7 +72,7 @@ fn export_with(
     let result = export(&source, MADE, options, &mut stream, &NoProgress);
     // The export is what is asked about.
     let _ = meta.close();
-    result.map(|told| (stream, told))
+    result.map(|exported| (stream, exported))
 }
 
 pub(super) fn import_options(disk: &Disk) -> ImportOptions {
@@ -122,13 +122,13 @@ fn check_case(case: Case) {
         true => Transport::Passphrase(passphrase(&here, "words", "correct horse\n")),
     };
     let listed = here.at("source").list(&StorePath::root()).unwrap();
-    let (stream, told) = export_from(&here, "source", transport).unwrap();
+    let (stream, exported) = export_from(&here, "source", transport).unwrap();
     assert_eq!(
         here.at("source").list(&StorePath::root()).unwrap(),
         listed,
         "nothing is left behind"
     );
-    assert_eq!(told.bytes, stream.len() as u64);
+    assert_eq!(exported.bytes, stream.len() as u64);
     assert_eq!(here.tree("source"), before);
 
     let there = Disk::new();
@@ -146,7 +146,10 @@ fn check_case(case: Case) {
         counted.objects - 1,
         "one was for a reservation"
     );
-    assert_eq!((made.objects, made.inodes), (told.objects, counted.inodes));
+    assert_eq!(
+        (made.objects, made.inodes),
+        (exported.objects, counted.inodes)
+    );
     assert_eq!(there.tree("copy"), before);
     let found = there.audit("copy");
     assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
@@ -392,10 +395,10 @@ fn a_damaged_image_is_not_exported() {
     file.write_at(&[byte[0] ^ 1], 4096 + 100).unwrap();
     let error = export_from(&disk, "source", Transport::Keystore).unwrap_err();
     assert!(matches!(error, ImageError::Page { .. }), "{error:?}");
-    let told = error.to_string();
+    let message = error.to_string();
     assert!(
-        told.contains(&name.object.to_string()) && told.contains("page 1"),
-        "{told}"
+        message.contains(&name.object.to_string()) && message.contains("page 1"),
+        "{message}"
     );
     disk.at("source").unlink(&path).unwrap();
     let error = export_from(&disk, "source", Transport::Keystore).unwrap_err();

@@ -57,7 +57,7 @@ fn name_of(number: u64) -> String {
     format!("at-{number}")
 }
 
-/// Counts until told to stop.
+/// Counts until `stop` is set.
 fn write(mount: &Mount, dir: NodeId, progress: &Progress, stop: &AtomicBool) {
     let (first, first_handle) = mount.create(dir, "a");
     let (second, second_handle) = mount.create(dir, "b");
@@ -170,7 +170,7 @@ impl Taken {
     }
 }
 
-/// Takes and drops snapshots until told to stop; the answer is those that are left.
+/// Takes and drops snapshots until `stop` is set; returns those that are left.
 fn take(mount: &Mount, progress: &[Progress], stop: &AtomicBool) -> (Vec<Taken>, u64) {
     let mut kept: Vec<Taken> = Vec::new();
     let mut taken = 0;

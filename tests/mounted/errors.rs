@@ -84,20 +84,20 @@ fn every_refusal_has_a_cause_and_a_hint() {
         for kind in ["bilayer", "fuse.bilayer"] {
             let words = format!("mount -t {kind} {words}");
             let outcome = machine.end_of(&words);
-            let told = &outcome.stderr;
-            assert_eq!(outcome.code, code, "{words}: {told}");
+            let stderr = &outcome.stderr;
+            assert_eq!(outcome.code, code, "{words}: {stderr}");
             assert_eq!(outcome.stdout, "", "{words}");
             assert!(
-                told.starts_with("bilayer: ") && told.contains(what),
-                "{words}: {told}"
+                stderr.starts_with("bilayer: ") && stderr.contains(what),
+                "{words}: {stderr}"
             );
-            let hints = told.lines().skip(1).collect::<Vec<_>>();
-            assert!(hints.len() <= 1, "{words}: {told}");
+            let hints = stderr.lines().skip(1).collect::<Vec<_>>();
+            assert!(hints.len() <= 1, "{words}: {stderr}");
             assert!(
                 hints.iter().all(|hint| hint.starts_with("hint: ")),
-                "{words}: {told}"
+                "{words}: {stderr}"
             );
-            assert!(hints.concat().contains(advice), "{words}: {told}");
+            assert!(hints.concat().contains(advice), "{words}: {stderr}");
         }
         assert_eq!(machine.mounted().len(), 1, "{words}");
     }

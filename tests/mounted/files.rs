@@ -454,7 +454,7 @@ fn a_terminated_daemon_unmounts_cleanly() {
     }
 }
 
-/// At the end of a session everybody is told to end, and somebody is still at work in the mount.
+/// When a session ends, every process gets SIGTERM, while some program still uses the mount.
 #[test]
 fn a_busy_mount_is_unmounted_when_it_is_free() {
     let Some(place) = Place::new("signal-in-use", Duration::from_secs(60)) else {
@@ -465,7 +465,10 @@ fn a_busy_mount_is_unmounted_when_it_is_free() {
     let used = File::open(mounted.path("file")).unwrap();
     mounted.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(2_500));
-    assert!(is_alive(mounted.pid), "it went while it was in use");
+    assert!(
+        is_alive(mounted.pid),
+        "the daemon ended while the mount was in use"
+    );
     // What was there at the signal is durable, whatever happens to the daemon now.
     let copy = place.path("copy");
     run(command("cp", ["-a"]).arg(place.path("vol")).arg(&copy)).done();

@@ -58,11 +58,11 @@ fn flags_of_mount_and_umount() {
     machine.place.run("create vol").done();
     machine.place.dir("mnt");
     let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
-    let told = machine.output("mount -v -t bilayer vol mnt");
-    assert_eq!(told, format!("bilayer: {vol} mounted on {mnt}.\n"));
+    let printed = machine.output("mount -v -t bilayer vol mnt");
+    assert_eq!(printed, format!("bilayer: {vol} mounted on {mnt}.\n"));
     machine.daemon();
-    let told = machine.output("umount -v mnt");
-    assert_eq!(told, format!("bilayer: {mnt} unmounted.\n"));
+    let printed = machine.output("umount -v mnt");
+    assert_eq!(printed, format!("bilayer: {mnt} unmounted.\n"));
     // Fake: everything but the mount.
     machine.run("mount -f -t bilayer vol mnt");
     machine.refused(
@@ -158,8 +158,12 @@ fn install_and_uninstall() {
         for name in all {
             let path = place.path("root/sbin").join(name);
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
-            let told = run(&mut Command::new(path));
-            assert!(told.stderr.contains("usage: "), "{name}: {}", told.stderr);
+            let outcome = run(&mut Command::new(path));
+            assert!(
+                outcome.stderr.contains("usage: "),
+                "{name}: {}",
+                outcome.stderr
+            );
         }
         assert_eq!(units().len(), if have("systemctl") { 2 } else { 0 });
     }

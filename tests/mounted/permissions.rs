@@ -99,16 +99,16 @@ fn permissions_of_users_and_groups() {
     for (who, script, says) in TABLE {
         let mut command = machine.command(&format!("{who} sh -e -c"));
         let outcome = run(command.arg(format!("cd {mnt}; {script}")));
-        let told = format!("{}{}", outcome.stdout, outcome.stderr);
+        let output = format!("{}{}", outcome.stdout, outcome.stderr);
         let (refused, says) = match says.strip_prefix('!') {
             Some(why) => (true, why),
             None => (false, says),
         };
-        assert_eq!(outcome.code != 0, refused, "{who} {script}: {told}");
-        assert!(told.contains(says), "{who} {script}: {told}");
+        assert_eq!(outcome.code != 0, refused, "{who} {script}: {output}");
+        assert!(output.contains(says), "{who} {script}: {output}");
         assert!(
-            !says.is_empty() || told.is_empty(),
-            "{who} {script}: {told}"
+            !says.is_empty() || output.is_empty(),
+            "{who} {script}: {output}"
         );
     }
     machine.run("umount mnt");

@@ -227,7 +227,7 @@ fn an_open_file_keeps_its_snapshot() {
     let busy = fs::remove_dir(&snapshot).unwrap_err();
     assert_eq!(busy.kind(), ErrorKind::ResourceBusy);
     drop(file);
-    // Closing is told to the filesystem a moment after.
+    // The kernel sends the RELEASE a moment after close() has returned.
     let gone = crate::real::wait_until(Duration::from_secs(10), || {
         fs::remove_dir(&snapshot).is_ok()
     });

@@ -32,7 +32,7 @@ fn write_on(file: &mut File, piece: &[u8], pause: Duration) -> u64 {
                 return taken;
             }
         }
-        assert!(taken <= LIMIT + BOUND, "it is not told");
+        assert!(taken <= LIMIT + BOUND, "a full disk is not reported");
         std::thread::sleep(pause);
     }
 }
@@ -56,11 +56,11 @@ fn a_write_to_a_full_volume_is_refused() {
         let mut file = File::create(&path).unwrap();
         let taken = write_on(&mut file, &noise(1, MIB), pause);
         assert!(taken > LIMIT * 9 / 10, "{taken}");
-        // Whoever asks afterwards is told of what was taken and lost; reading, looking and seeking
-        // go on.
+        // A later fsync reports the data that was accepted and lost. Reads, stat and seeks still
+        // work.
         let synced = file.sync_all().err();
-        let told = synced.map_or(Some(Errno::NOSPC), |error| errno(&error));
-        assert_eq!(told, Some(Errno::NOSPC));
+        let reported = synced.map_or(Some(Errno::NOSPC), |error| errno(&error));
+        assert_eq!(reported, Some(Errno::NOSPC));
         let reader = OpenOptions::new()
             .read(true)
             .write(true)

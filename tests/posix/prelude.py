@@ -115,9 +115,9 @@ def changes(paths, function):
     # Longer than the coarse clock that filesystems take their times from.
     time.sleep(0.02)
     came = result(function)
-    told = [came] if isinstance(came, str) and came in errno.errorcode.values() else []
+    words = [came] if isinstance(came, str) and came in errno.errorcode.values() else []
     for path, old in zip(paths, before):
         if os.path.lexists(path):
             moved = [name for name, a, b in zip(TIMES, old, times(path)) if a != b]
-            told.append(f"{path}:{'+'.join(moved) or 'none'}")
-    return " ".join(told)
+            words.append(f"{path}:{'+'.join(moved) or 'none'}")
+    return " ".join(words)

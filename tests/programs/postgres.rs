@@ -233,8 +233,8 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// Waits for the clients, whose connections are gone; returns how many transactions the server told
-/// them were committed.
+/// Waits for the clients, whose connections are broken; returns the number of transactions that the
+/// server acknowledged.
 #[track_caller]
 fn committed(bench: Child) -> u64 {
     let outcome = bench.wait_with_output().unwrap();

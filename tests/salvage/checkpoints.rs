@@ -300,8 +300,12 @@ fn metadata_that_ends_with_a_checkpoint_is_not_older_than_it() {
     let left = FaultyStore::from_memory(&mount.store.to_memory(), WriteUnit::Page);
     let volume = open_volume(&left, fork(&mount.keystore).path(), false);
     let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
-    let told = |finding: &Finding| finding.kind == Kind::RolledBack;
-    assert!(!report.findings.iter().any(told), "{:?}", report.findings);
+    let is_rolled_back = |finding: &Finding| finding.kind == Kind::RolledBack;
+    assert!(
+        !report.findings.iter().any(is_rolled_back),
+        "{:?}",
+        report.findings
+    );
     drop(volume);
     mount.finish();
 }
@@ -371,8 +375,12 @@ fn metadata_older_than_a_checkpoint_is_reported() {
     let objects = audit::objects(&store);
     let volume = open_volume(&store, unknowing.path(), false);
     let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
-    let told = |finding: &Finding| finding.kind == Kind::RolledBack;
-    assert!(report.findings.iter().any(told), "{:?}", report.findings);
+    let is_rolled_back = |finding: &Finding| finding.kind == Kind::RolledBack;
+    assert!(
+        report.findings.iter().any(is_rolled_back),
+        "{:?}",
+        report.findings
+    );
     assert_eq!(audit::objects(&store), objects, "nothing is removed then");
 }
 

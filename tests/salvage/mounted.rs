@@ -89,9 +89,9 @@ fn what_was_mounted_comes_out_the_same() {
     mounted.unmount();
 
     let taken = place.run("salvage vol out --json").done();
-    let told: serde_json::Value = serde_json::from_str(&taken.stdout).unwrap();
-    assert_eq!(told["counts"]["files"], 203);
-    assert_eq!(told["source"]["meta"], "whole");
+    let report: serde_json::Value = serde_json::from_str(&taken.stdout).unwrap();
+    assert_eq!(report["counts"]["files"], 203);
+    assert_eq!(report["source"]["meta"], "whole");
     same(&twin, &before, &place.path("out/files"));
     let value = {
         let mut value = [0; 100];

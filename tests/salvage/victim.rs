@@ -184,8 +184,12 @@ impl Taken {
                 .all(|(a, b)| a == b || *a == 0);
             assert!(agrees, "{}: bytes that were never there", path.display());
             let same = contents == expected;
-            let told = self.report.contains(&format!("files/{}\"", path.display()));
-            assert!(same || told, "{}: silently other contents", path.display());
+            let reported = self.report.contains(&format!("files/{}\"", path.display()));
+            assert!(
+                same || reported,
+                "{}: silently other contents",
+                path.display()
+            );
         }
     }
 }

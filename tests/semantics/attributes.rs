@@ -47,7 +47,7 @@ fn a_time_set_after_a_write_is_not_overwritten_by_it() {
     assert!(mount.fs.getattr(node).unwrap().mtime > time);
 }
 
-/// A write is told to the record later, and must not take the inode's own time back with it.
+/// The record learns of a write later; this must not set the inode's newer time back.
 #[test]
 fn the_time_of_change_never_goes_back() {
     let mount = Mount::new();

@@ -233,8 +233,8 @@ fn check_report(
     counts: &Counts,
 ) {
     let latched = script.0.fs.usage().latched;
-    let told = log.contains("read-only from now on");
-    assert_eq!(latched.is_some(), told, "the log says when writing ends");
+    let logged = log.contains("read-only from now on");
+    assert_eq!(latched.is_some(), logged, "the log says when writing ends");
     let of_data = |path: &str| path == "vol/meta" || path.starts_with("vol/objects/");
     let failed_sync = met.is_some_and(|(kind, path)| *kind == CallKind::Sync && of_data(path));
     match failed {

@@ -255,7 +255,7 @@ impl Versions {
                 known,
                 "file {number}: page {page} of {} bytes is neither old nor new: {}",
                 found.len(),
-                told(&versions, found, bytes)
+                describe_runs(&versions, found, bytes)
             );
         }
     }
@@ -268,8 +268,8 @@ fn is_page(version: &[u8], found: &[u8], at: usize) -> bool {
     found.starts_with(here) && found[here.len()..].iter().all(|byte| *byte == 0)
 }
 
-/// Beginnings of runs of zeros and others, for messages.
-fn told(versions: &[&Arc<Vec<u8>>], found: &[u8], bytes: Range<usize>) -> String {
+/// Where runs of zeros and of other bytes begin, for messages.
+fn describe_runs(versions: &[&Arc<Vec<u8>>], found: &[u8], bytes: Range<usize>) -> String {
     let runs = |data: &[u8]| -> Vec<(usize, u8)> {
         let data = data.get(bytes.start..).unwrap_or_default();
         let data = &data[..data.len().min(bytes.len())];

@@ -85,7 +85,7 @@ pub const STEPS: &[Step] = &[
     step("a clone", &["clone"], |s| {
         s.write("clone", 0, b"")?;
         let (from, to) = (s.at("d/large")?, s.at("clone")?);
-        // What stands in the way of the rest is told by the next call.
+        // An error that stops the copy half-way is reported by the next call.
         let mut done = 0;
         while done < LARGE {
             done += s.0.fs.copy_file_range(from, done, to, done, LARGE - done)?;
@@ -388,12 +388,12 @@ pub fn tree(mount: &Mount, top: NodeId) -> Tree {
 
 /// Compares with the states before and after the interrupted step.
 pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &State)) {
-    let told = || {
+    let describe = || {
         let (found, before, after) = (found.names(), before.names(), after.names());
         format!("{what}: found {found}\nbefore {before}\nafter {after}")
     };
     let views = [&before.views, &after.views].contains(&&found.views);
-    assert!(views, "views: {}", told());
+    assert!(views, "views: {}", describe());
     if step.touches == ALL {
         return;
     }
@@ -404,5 +404,5 @@ pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &
     };
     let live = others(&found.live);
     let same = [&before.live, &after.live].map(others).contains(&live);
-    assert!(same, "neither the one nor the other: {}", told());
+    assert!(same, "neither the one nor the other: {}", describe());
 }

@@ -87,20 +87,20 @@ fn open(dir: &Path, interval: Option<Duration>) -> Outcome<Arc<Filesystem>> {
 fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcome<f64> {
     let contents = vec![7; bytes];
     let begin = Instant::now();
-    let told = |errno| format!("making files: {errno:?}");
+    let describe = |errno| format!("making files: {errno:?}");
     let mut directory = NodeId::ROOT;
     for number in 0..files {
         if number % FILES_PER_DIRECTORY == 0 {
             let name = format!("{name}-{number}");
             let made = filesystem.mkdir(&ROOT, NodeId::ROOT, name.as_bytes(), 0o755);
-            directory = made.map_err(told)?.node;
+            directory = made.map_err(describe)?.node;
         }
         let file = format!("a-file-of-some-length-{number}");
         let flags = 2;
         let made = filesystem.create(&ROOT, directory, file.as_bytes(), 0o644, flags);
-        let (attr, handle) = made.map_err(told)?;
+        let (attr, handle) = made.map_err(describe)?;
         let written = filesystem.write(attr.node, handle, 0, &contents, WriteFlags::default());
-        written.map_err(told)?;
+        written.map_err(describe)?;
         filesystem.release(attr.node, handle);
         filesystem.forget(attr.node, 1);
     }
@@ -273,11 +273,11 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Ou
         let between = meta_bytes(dir)?;
         grown_alone += between - before;
         let (other, stop) = (Arc::clone(filesystem), Arc::new(AtomicBool::new(false)));
-        let told = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop);
         let maker = std::thread::spawn(move || {
             let mut made = 0;
-            while !told.load(Ordering::Relaxed) {
-                let stop = || told.load(Ordering::Relaxed);
+            while !stopped.load(Ordering::Relaxed) {
+                let stop = || stopped.load(Ordering::Relaxed);
                 made += u32::from(other.checkpoint_throttled(&stop).is_ok());
             }
             made

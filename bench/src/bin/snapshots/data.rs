@@ -1,4 +1,4 @@
-//! What is written, and how it is told from what should have been written instead.
+//! The data that is written, and the check that what is read is the data of that writer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
