@@ -1,4 +1,4 @@
-//! What the benchmarks of bilayer have in common.
+//! Code shared by the benchmarks of bilayer.
 
 use std::error::Error;
 
@@ -7,5 +7,5 @@ pub mod image;
 pub mod spread;
 pub mod tree;
 
-/// A benchmark that cannot go on says why and ends.
+/// A benchmark that cannot continue says why and ends.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;

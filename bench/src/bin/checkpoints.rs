@@ -1,10 +1,10 @@
-//! What checkpoints of the metadata cost: time, bytes, and what others have less meanwhile.
+//! The cost of checkpoints of the metadata: time, bytes, and how much they slow down other work.
 //!
 //! ```text
 //! cargo run --release -p bilayer-bench --bin checkpoints -- --dir /srv/tmp
 //! ```
-//! The filesystem is used without a mount: what is measured is the daemon's own work. Nothing is
-//! asserted about time.
+//! The filesystem is used without a mount, so the daemon's own work is measured. Times are not
+//! asserted.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -37,19 +37,19 @@ const ROOT: Caller = Caller {
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-checkpoints", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Files in the volume
     #[arg(long, default_values_t = [100_000, 500_000])]
     files: Vec<u64>,
-    /// How often each is repeated
+    /// How often each measurement is repeated
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Bytes of each file
     #[arg(long, default_value_t = 200)]
     bytes: usize,
-    /// Files that are made beside a checkpoint, each time
+    /// Files that are created beside a checkpoint, each time
     #[arg(long, default_value_t = 60_000)]
     beside: u64,
 }
@@ -83,7 +83,7 @@ fn open(dir: &Path, interval: Option<Duration>) -> Outcome<Arc<Filesystem>> {
     Ok(Filesystem::open(volume, options)?)
 }
 
-/// Makes small files; files per second.
+/// Creates small files. Returns files per second.
 fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcome<f64> {
     let contents = vec![7; bytes];
     let begin = Instant::now();
@@ -107,7 +107,7 @@ fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcom
     Ok(files as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// Of this thread.
+/// CPU time of this thread.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(
@@ -181,12 +181,12 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
     tables(dir, files, bytes)
 }
 
-/// Bytes that the metadata take on the disk.
+/// Bytes that the metadata takes on the disk.
 fn meta_bytes(dir: &Path) -> Outcome<u64> {
     Ok(std::fs::metadata(dir.join("volume/meta"))?.blocks() * 512)
 }
 
-/// How many uses it takes that change something and end at once, and what the end of each costs.
+/// How many short uses it takes until a checkpoint is finished, and what the end of each use costs.
 fn in_short_uses(dir: &Path) -> Outcome<()> {
     let mut ends = Vec::new();
     let mut is_made = false;
@@ -210,7 +210,7 @@ fn in_short_uses(dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Where the bytes of the metadata are.
+/// How the bytes of the metadata are distributed.
 fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     let store = Arc::new(DirectoryStore::open_or_create(&dir.join("volume"))?);
     let options = OpenOptions {
@@ -256,8 +256,8 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// Files made per second with nothing beside it, and beside checkpoints in the pace of the
-/// background, one after the other.
+/// Files created per second, alternately with and without checkpoints at the pace of the background
+/// thread.
 fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Outcome<()> {
     let Arguments {
         rounds,

@@ -1,13 +1,12 @@
-//! How long small files wait beside somebody's large one.
+//! How long the creation of small files takes beside a program that writes a large one.
 //!
 //! ```text
 //! cargo build --release
 //! cargo run --release -p bilayer-bench --bin stalls -- --dir /srv/tmp --ext4
 //! ```
-//! One thread writes a large file and syncs it. Until that is done another one creates small files,
-//! writes and closes them, as fast as it can, and each is timed. A round does so on every
-//! filesystem in turn; a percentile is of all files of all rounds together. Nothing is asserted
-//! about time.
+//! One thread writes a large file and syncs it. Until it is done another thread creates small
+//! files, writes and closes them as fast as it can, and each file is timed. A round does so on
+//! every filesystem in turn; percentiles are over all files of all rounds. Times are not asserted.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -32,7 +31,7 @@ const CALL_BYTES: usize = 1 << 20;
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-stalls", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Size of the large file in GiB
@@ -41,7 +40,7 @@ struct Arguments {
     /// Sizes of small files in bytes
     #[arg(long, value_delimiter = ',', default_values_t = [200, 16_384])]
     small_bytes: Vec<usize>,
-    /// How often everything is repeated
+    /// Number of rounds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// A fresh ext4 for each, in an image file below DIR; for root only
@@ -63,21 +62,21 @@ struct Arguments {
     only: Vec<Kind>,
 }
 
-/// What was measured on one filesystem with small files of one size.
+/// The measurements on one filesystem with small files of one size.
 #[derive(Default)]
 struct Measured {
-    /// Of each small file.
+    /// Duration for each small file.
     latencies: Vec<Duration>,
-    /// Small files a second, of each round.
+    /// Small files per second, for each round.
     creates: Vec<f64>,
-    /// MiB a second until the large file was written, of each round.
+    /// MiB per second until the large file was written, for each round.
     written: Vec<f64>,
-    /// The same until it was on disk.
+    /// MiB per second until the large file was on disk, for each round.
     synced: Vec<f64>,
 }
 
 impl Measured {
-    /// So many of a thousand took no longer.
+    /// This many of a thousand took no longer.
     fn percentile(&self, per_mille: usize) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (self.latencies.len() * per_mille / 1000).min(last);
@@ -162,7 +161,7 @@ fn report(small_bytes: usize, gib: u64, kinds: &[Kind], all: &mut [Measured]) {
     }
 }
 
-/// One round on one filesystem, which is made before and removed after.
+/// One round on one filesystem, which is created before and removed afterwards.
 fn one(
     kind: Kind,
     programs: &Programs,
@@ -206,7 +205,7 @@ fn one(
     sync_backing(top)
 }
 
-/// How long it took until the file was written and closed, and until it was on disk.
+/// Returns the time until the file was written and closed, and until it was on disk.
 fn write_large(root: &Path, bytes: u64) -> Outcome<(Duration, Duration)> {
     let path = root.join("large");
     let mut block = vec![0; CALL_BYTES];
@@ -226,7 +225,7 @@ fn write_large(root: &Path, bytes: u64) -> Outcome<(Duration, Duration)> {
     Ok((written, begin.elapsed()))
 }
 
-/// Creates files until it is done; how long each took.
+/// Creates files until `done` is set. Returns how long each took.
 fn create_small(root: &Path, bytes: usize, done: &AtomicBool) -> Outcome<Vec<Duration>> {
     let contents = vec![7; bytes];
     let mut latencies = Vec::new();

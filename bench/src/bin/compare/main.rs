@@ -3,11 +3,10 @@
 //! ```text
 //! cargo build --release && cargo run --release -p bilayer-bench --bin compare -- --dir /srv/tmp
 //! ```
-//! A round gives each filesystem, one after the other, a fresh and empty directory and the same
-//! workloads; before the next begins, the daemon has ended and everything is on disk. Rounds are
-//! repeated, each beginning with another filesystem, so that what else the machine does falls on
-//! all of them alike. Nothing is asserted about time; that the data come back is.
-//! `bench/README.md` tells what the figures mean.
+//! In each round every filesystem gets a fresh and empty directory and runs the same workloads.
+//! Before the next one begins, the daemon has ended and everything is on disk. Each round begins
+//! with another filesystem, so that other activity of the machine affects all of them alike. Times
+//! are not asserted; the contents that are read back are. `bench/README.md` explains the figures.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -31,10 +30,10 @@ const IMAGE_BYTES: u64 = 6 << 30;
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-compare", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
-    /// How often everything is repeated
+    /// Number of rounds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// A tenth of the data: shows that it works, not how fast
@@ -101,7 +100,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// All workloads on one filesystem, which is made before and removed after.
+/// Runs all workloads on one filesystem, which is created before and removed afterwards.
 fn one(
     kind: Kind,
     programs: &Programs,
@@ -124,7 +123,7 @@ fn one(
     sync_backing(top)
 }
 
-/// Processes that were running during the last minute, on average.
+/// Average number of running processes during the last minute.
 fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or("unknown").to_owned()
