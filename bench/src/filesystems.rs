@@ -84,14 +84,19 @@ impl Programs {
         })
     }
 
-    /// Whether gocryptfs is installed.
-    pub fn has_gocryptfs(&self) -> bool {
-        self.gocryptfs_version.is_some()
-    }
-
-    /// Whether there is another version of bilayer.
-    pub fn has_before(&self) -> bool {
-        self.before.is_some()
+    /// The filesystems of `only` whose program is installed, each once, and `before` if it was
+    /// given.
+    pub fn kinds_to_compare(&self, only: &[Kind]) -> Vec<Kind> {
+        let before = self.before.is_some().then_some(&Kind::Before);
+        let mut kinds = Vec::new();
+        for kind in only.iter().chain(before) {
+            if *kind == Kind::Gocryptfs && self.gocryptfs_version.is_none() {
+                eprintln!("gocryptfs is not installed: left out");
+            } else if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
+        }
+        kinds
     }
 
     /// Their versions.

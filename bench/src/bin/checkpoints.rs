@@ -23,7 +23,7 @@ use bilayer::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile};
 use bilayer::store::directory::DirectoryStore;
 use bilayer::store::{OpenMode, StorePath};
 use bilayer::volume::{self, CreateOptions, META_NAME, OpenOptions};
-use bilayer_bench::Outcome;
+use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
 
 const FILES_PER_DIRECTORY: u64 = 500;
@@ -60,13 +60,7 @@ fn main() -> ExitCode {
         .files
         .iter()
         .try_for_each(|files| measure(&arguments, *files));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("checkpoints", done)
 }
 
 fn open(dir: &Path, interval: Option<Duration>) -> Outcome<Arc<Filesystem>> {

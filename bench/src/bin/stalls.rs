@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bilayer_bench::Outcome;
 use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
 use bilayer_bench::image::Image;
 use bilayer_bench::spread::Spread;
+use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
 
 const FILES_PER_DIRECTORY: usize = 500;
@@ -87,25 +87,12 @@ impl Measured {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-stalls: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("stalls", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
     let programs = Programs::find(arguments.bilayer.clone(), arguments.before.clone())?;
-    let mut kinds = arguments.only.clone();
-    if programs.has_before() && !kinds.contains(&Kind::Before) {
-        kinds.push(Kind::Before);
-    }
-    if kinds.contains(&Kind::Gocryptfs) && !programs.has_gocryptfs() {
-        println!("gocryptfs is not installed: left out");
-        kinds.retain(|kind| *kind != Kind::Gocryptfs);
-    }
+    let kinds = programs.kinds_to_compare(&arguments.only);
     println!("{}", programs.describe(&kinds));
     let top = tempfile::Builder::new()
         .prefix("bilayer-stalls-")

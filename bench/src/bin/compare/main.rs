@@ -13,9 +13,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use bilayer_bench::Outcome;
 use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
 use bilayer_bench::image::Image;
+use bilayer_bench::{Outcome, exit_code, load};
 use clap::Parser;
 
 mod report;
@@ -54,28 +54,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-compare: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("compare", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
     let programs = Programs::find(arguments.bilayer.clone(), arguments.before.clone())?;
-    let mut kinds = Vec::new();
-    for &kind in &arguments.only {
-        if kind == Kind::Gocryptfs && !programs.has_gocryptfs() {
-            println!("gocryptfs is not installed: left out");
-        } else if !kinds.contains(&kind) {
-            kinds.push(kind);
-        }
-    }
-    if programs.has_before() && !kinds.contains(&Kind::Before) {
-        kinds.push(Kind::Before);
-    }
+    let kinds = programs.kinds_to_compare(&arguments.only);
     let top = tempfile::Builder::new()
         .prefix("bilayer-compare-")
         .tempdir_in(&arguments.dir)?;
@@ -121,10 +105,4 @@ fn one(
     drop(image);
     place.close()?;
     sync_backing(top)
-}
-
-/// Average number of running processes during the last minute.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or("unknown").to_owned()
 }

@@ -14,7 +14,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bilayer_bench::Outcome;
+use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
 
 mod accumulator;
@@ -56,13 +56,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().made_quick()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-freshness: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("freshness", run(&Arguments::parse().made_quick()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {

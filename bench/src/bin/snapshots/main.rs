@@ -13,9 +13,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use bilayer_bench::Outcome;
 use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
 use bilayer_bench::image::Image;
+use bilayer_bench::{Outcome, exit_code, load};
 use clap::{Parser, ValueEnum};
 
 mod data;
@@ -106,13 +106,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().made_quick()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-snapshots: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("snapshots", run(&Arguments::parse().made_quick()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
@@ -155,10 +149,4 @@ fn volume(programs: &Programs, backing: &Path, name: &str) -> Outcome<Filesystem
     let place = backing.join(name);
     std::fs::create_dir(&place)?;
     Filesystem::make(Kind::Bilayer, programs, &place)
-}
-
-/// Average number of running processes during the last minute.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or("unknown").to_owned()
 }
