@@ -1,5 +1,4 @@
-//! The backing filesystem becomes read-only below a mount, as ext4 does when something is wrong
-//! with its disk.
+//! The backing filesystem becomes read-only below a mount, as ext4 does after an error of its disk.
 
 use std::fs::{self, File};
 use std::io;
@@ -46,7 +45,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
     };
     assert!(wait_until(Duration::from_secs(20), latched), "not latched");
     assert!(is_told(write_synced(&mounted.path("other"), b"y")));
-    // What was synced can be read all the while.
+    // Synced data can be read all the time.
     for seed in 0..20 {
         let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
         assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
@@ -59,7 +58,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
         "{health}"
     );
     drop(open);
-    // It says that not everything could be kept.
+    // The command reports that not everything could be saved.
     let unmounted = run(place.bilayer(["unmount"]).arg(mounted.dir()));
     assert_ne!(unmounted.code, 0, "{unmounted:?}");
     assert!(wait_until(Duration::from_secs(20), || !mounted.is_there()));

@@ -1,5 +1,5 @@
-//! More dirty data than the daemon has memory, and a disk that takes it slowly: who writes is
-//! slowed down, memory stays bounded, and fsync means what it says.
+//! More dirty data than the daemon has memory, and a slow disk: writers are slowed down, memory
+//! stays bounded, and fsync keeps its guarantee.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,15 +10,15 @@ use crate::cgroup::Cgroup;
 use crate::disk::SmallDisk;
 use crate::real::{Place, is_alive, noise};
 
-/// What the disk takes in a second, in bytes.
+/// Write rate of the disk, in bytes per second.
 const BYTES_PER_SECOND: u64 = 12 << 20;
-/// Memory of the daemon.
+/// Memory limit of the daemon.
 const MEMORY: u64 = 96 << 20;
-/// What is written: more than that.
+/// Bytes that are written: more than the daemon's memory.
 const WRITTEN_MIB: u64 = 160;
 
-/// A limit of the rate at which a device is written, for processes of this control group: the whole
-/// machine's, since it is the kernel that writes. Lifted when it goes.
+/// A limit of the rate at which a device is written. It is set for the root control group, since
+/// the kernel does the writing. Removed on drop.
 struct Throttle {
     file: PathBuf,
     device: String,
@@ -86,7 +86,7 @@ fn a_disk_slower_than_who_writes() {
         }
     });
     assert!(is_alive(mounted.pid), "the daemon was killed");
-    // What fsync said is true: nothing else brings it to the disk now.
+    // Synced data is on the disk: nothing else writes it now.
     mounted.kill();
     mounted.take_away();
     drop(throttle);

@@ -1,7 +1,7 @@
-//! Writers that are interrupted, and what they were promised.
+//! Writers that are interrupted, and a record of what fsync guaranteed to them.
 //!
-//! Each keeps outside of the volume what a completed fsync covered, and what it has done since that
-//! nobody was promised: a file that was written over in place is the old or the new one, page by
+//! Each writer keeps outside of the volume what a completed fsync covered, and what it has done
+//! since without a sync: a file that was overwritten in place is the old or the new one, page by
 //! page.
 
 use std::collections::BTreeMap;
@@ -14,21 +14,21 @@ use crate::real::noise;
 
 /// Files of one writer.
 const FILES: u64 = 60;
-/// A page of the kernel's. A write is torn only at the borders of these and of sealed pages.
+/// A page of the kernel's cache. A write is torn only at the borders of these and of sealed pages.
 const KERNEL_PAGE: usize = 4096;
 /// Contents of a sealed page. Sealed pages are counted from the start of each chunk.
 const SEALED_PAGE: usize = 4032;
 /// Contents of a chunk, whose last sealed page is a short one.
 const CHUNK: usize = 4 << 20;
 
-/// What a file may hold.
+/// The possible contents of a file.
 #[derive(Clone, Debug, Default)]
 struct Promise {
-    /// What was synced.
+    /// Contents at the last fsync.
     synced: Vec<u8>,
-    /// What was written over it since, from its start on.
+    /// Bytes that were written over them since, from the start of the file on.
     newer: Option<Vec<u8>>,
-    /// What was appended since.
+    /// Bytes that were appended since.
     appended: Vec<u8>,
 }
 
@@ -39,11 +39,11 @@ pub(crate) struct Writer {
     number: u64,
     turn: u64,
     promises: BTreeMap<String, Promise>,
-    /// It was being changed when it failed: before and after.
+    /// Files that were being changed when the writer failed: before and after.
     doubts: BTreeMap<String, [Promise; 2]>,
 }
 
-/// Lengths as they come in real trees, few of them beyond a chunk.
+/// Lengths as in real trees, few of them beyond a chunk.
 fn length(seed: u64) -> usize {
     let random = u64::from_le_bytes(noise(seed, 8).try_into().unwrap());
     match random % 24 {
@@ -67,12 +67,12 @@ impl Writer {
         }
     }
 
-    /// Files that were promised.
+    /// Number of files with synced contents.
     pub(crate) fn promised(&self) -> usize {
         self.promises.len()
     }
 
-    /// Works until something fails, or for so many turns; gives what failed.
+    /// Works until an operation fails, or for `turns` operations. Returns the failure.
     pub(crate) fn work(&mut self, turns: u64) -> io::Result<()> {
         let end = self.turn + turns;
         while self.turn < end {
@@ -96,8 +96,8 @@ impl Writer {
         }
     }
 
-    /// From here on it is as before or holds this, until the caller says which. Where nothing was
-    /// promised before, nothing is.
+    /// From here on the file is as before or has these contents, until the caller says which. If
+    /// nothing was synced before, nothing is guaranteed.
     fn doubt(&mut self, name: &str, newer: &[u8]) {
         if let Some(before) = self.promises.remove(name) {
             let newer = Promise {
@@ -117,7 +117,7 @@ impl Writer {
         self.promises.insert(name.to_owned(), promise);
     }
 
-    /// Makes it, or writes it anew in place, and syncs it.
+    /// Creates the file or overwrites it in place, and syncs it.
     fn write(&mut self, name: &str, data: Vec<u8>) -> io::Result<()> {
         let path = self.dir.join(name);
         let synced = |data: &[u8]| {
@@ -125,7 +125,7 @@ impl Writer {
             file.write_all(data)?;
             file.sync_all()
         };
-        // Truncated and half written is what nobody promises anything of.
+        // For a file that was truncated and half written, nothing is guaranteed.
         self.promises.remove(name);
         self.doubts.remove(name);
         synced(&data)?;
@@ -133,7 +133,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes it aside and renames it over, as editors do.
+    /// Writes a temporary file and renames it over the target, as editors do.
     fn replace(&mut self, name: &str, data: Vec<u8>) -> io::Result<()> {
         let (path, aside) = (self.dir.join(name), self.dir.join("aside"));
         let mut file = File::create(&aside)?;
@@ -146,7 +146,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes over what is synced and leaves it at that.
+    /// Overwrites synced contents without a sync.
     fn overwrite(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
         let Some(promise) = self.promises.get_mut(name) else {
             return Ok(());
@@ -165,7 +165,7 @@ impl Writer {
             return Ok(());
         };
         if !promise.appended.is_empty() {
-            // Where the end is now is not known any more after a kill.
+            // After a kill the end of the file would not be known.
             return Ok(());
         }
         promise.appended = data.to_vec();
@@ -181,7 +181,7 @@ impl Writer {
         fs::remove_file(self.dir.join(name))
     }
 
-    /// Everything that was promised is there, and whatever else there is can be read.
+    /// Everything that was synced exists, and all other files can be read.
     pub(crate) fn check(&mut self) {
         let number = self.number;
         let read = |name: &str| fs::read(self.dir.join(name));
@@ -205,7 +205,7 @@ impl Writer {
     }
 }
 
-/// The next place after `at` where a write may be torn.
+/// The next offset after `at` at which a write may be torn.
 fn next_border(at: usize) -> usize {
     let chunk = at / CHUNK * CHUNK;
     let sealed = chunk + ((at - chunk) / SEALED_PAGE + 1) * SEALED_PAGE;
@@ -232,7 +232,7 @@ impl Promise {
             let right = if at < kept {
                 piece == &self.synced[at..end] || newer.get(at..end) == Some(piece)
             } else {
-                // Of what was appended, pages may be missing: then they are zeros.
+                // Pages of appended data may be missing: then they are zeros.
                 piece == &self.appended[at - kept..end - kept] || piece.iter().all(|b| *b == 0)
             };
             if !right {

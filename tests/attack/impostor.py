@@ -142,7 +142,7 @@ def answer(request):
     if request == "status":
         return line({"status": REPORT})
     if request == "wait":
-        # It is said that everything is on disk when nothing is.
+        # Reports that everything is on disk when nothing is.
         return line("waiting") + line({"closed": {"is_on_disk": True, "error": None}})
     if isinstance(request, str) or "operation" not in request:
         return line({"done": "nothing"})
@@ -193,7 +193,8 @@ def spawn(target, *arguments):
 
 
 handed = prepare()
-# Whose directory it is looked for in: this user's own, and where it can be made, the victim's.
+# Directories in which the daemon is looked up: this user's own and, if it can be created, the
+# victim's.
 found = os.stat(VICTIM)
 names = [f"{found.st_dev:x}-{found.st_ino:x}.sock"]
 if FSNAME:
@@ -207,7 +208,7 @@ for user in {os.getuid(), found.st_uid}:
     directory = f"/tmp/bilayer-{user}"
     try:
         os.mkdir(directory, 0o700)
-        # Whoever is played may come in.
+        # The impersonated user may enter.
         os.chmod(directory, 0o700 if user == os.getuid() else 0o777)
     except FileExistsError:
         pass

@@ -1,6 +1,7 @@
-//! The attacker holds a key set that the victim's volume only reads with (its source's owner does,
-//! and whoever knows the passphrase of the export that it was imported from), and can write to the
-//! victim's directory while it is not mounted. They seal metadata of their own under it.
+//! The attacker holds a key set that the victim's volume only reads with (like the owner of its
+//! source, or anybody who knows the passphrase of the export from which it was imported), and can
+//! write to the victim's directory while it is not mounted. They seal metadata of their own under
+//! it.
 
 use std::sync::Arc;
 
@@ -119,7 +120,7 @@ fn metadata_under_a_read_only_set_are_not_mounted() {
     victim.mount.finish();
 }
 
-/// `meta.next` is looked at where `meta` does not open: it opens under the active set, too, or not.
+/// `meta.next` is read if `meta` does not open: it too must open under the active set.
 #[test]
 fn metadata_about_to_take_over_are_not_taken() {
     let victim = Victim::new();
@@ -133,11 +134,11 @@ fn metadata_about_to_take_over_are_not_taken() {
     victim.mount.finish();
 }
 
-/// Whoever takes out what is left of a damaged volume takes nothing that the attacker put there.
+/// Salvage of a damaged volume extracts nothing that the attacker put there.
 #[test]
 fn a_checkpoint_under_a_read_only_set_is_not_believed() {
     let victim = Victim::new();
-    // Made as the program would, by the attacker's own metadata and under the set that they hold.
+    // A well-formed checkpoint of the attacker's own metadata, under the set that they hold.
     let scratch = MemoryStore::new();
     let own = forge::meta_of_an_empty_tree(&victim.inherited, victim.meta, NEWEST);
     let path = StorePath::new("meta");
@@ -171,8 +172,8 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
     victim.mount.finish();
 }
 
-/// What was inherited and not written since can be forged by whoever else holds its set; so
-/// `status` says how much that is.
+/// Inherited data that was not written since can be forged by other holders of its set; so `status`
+/// says how much that is.
 #[test]
 fn what_can_still_be_forged_is_counted() {
     let victim = Victim::new();

@@ -1,4 +1,4 @@
-//! Everything that is audited leaves a record, whatever the log leaves out.
+//! Every audited action leaves a record, whatever the level of the log.
 
 use std::fs;
 use std::path::Path;
@@ -18,10 +18,10 @@ fn quietly(place: &Place, words: &str) -> crate::real::Outcome {
     run(place.bilayer(words).env("BILAYER_LOG", "off"))
 }
 
-/// What is to be found: action, outcome, directory of the volume, mount point.
+/// An expected record: action, outcome, directory of the volume, mount point.
 type Wanted = (&'static str, &'static str, &'static str, &'static str);
 
-/// Does something, and fails unless it left these records, each with the id of a volume.
+/// Runs an action, and fails unless it left these records, each with the id of a volume.
 #[track_caller]
 fn leaves(place: &Place, wanted: &[Wanted], doing: impl FnOnce()) -> Vec<Value> {
     begin_anew(place);
@@ -143,7 +143,7 @@ fn changes_of_identity() {
     });
 }
 
-/// Mounted, and by a command that opens the volume itself.
+/// Both with a mounted volume and with a command that opens the volume itself.
 #[test]
 fn snapshots_and_images() {
     let Some(place) = Place::new("audit-views", LIMIT) else {
@@ -204,7 +204,7 @@ fn snapshots_and_images() {
     assert_eq!(of_action(&place, "import-image")[0]["outcome"], "refused");
 }
 
-/// Before anything of a volume is there.
+/// Before the volume exists.
 #[test]
 fn early_refusals() {
     let Some(place) = Place::new("audit-at-once", LIMIT) else {
@@ -273,7 +273,8 @@ fn no_level_of_the_log_turns_it_off() {
     }
 }
 
-/// Waiting for somebody who has the volume is no refusal, and many attempts are one.
+/// Waiting for a process that has the volume open is no refusal, and several attempts leave one
+/// record.
 #[test]
 fn a_volume_in_use_is_refused_once() {
     let Some(place) = Place::new("audit-in-use", LIMIT) else {
@@ -293,7 +294,7 @@ fn a_volume_in_use_is_refused_once() {
     mounted.unmount();
 }
 
-/// The same where the keys are unwrapped before it is known.
+/// The same if the keys are unwrapped before the volume turns out to be in use.
 #[test]
 fn a_volume_written_elsewhere_has_its_keys_unwrapped_once() {
     let Some(place) = Place::new("audit-elsewhere", LIMIT) else {

@@ -1,4 +1,4 @@
-//! Whoever asked is in the record, and not whoever did it.
+//! A record names the requester, not the process that performed the action.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -13,14 +13,15 @@ use crate::{LIMIT, begin_anew, of_action};
 const OWNER: u32 = 65_534;
 const STRANGER: u32 = 1;
 
-/// Runs a command to its end; its process id.
+/// Runs a command to its end. Returns its process id.
 fn pid_of_run(command: &mut Command) -> u32 {
     let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     child.wait().unwrap();
     child.id()
 }
 
-/// `setpriv` becomes the command that it runs, in the mount: the way there is root's.
+/// A command prefix that runs a program as another user in the mount: only root can reach the
+/// directory itself.
 fn as_user(mounted: &Mounted<'_>, user: u32, words: &[&str]) -> u32 {
     let user = user.to_string();
     let mut as_user = command(
@@ -78,7 +79,7 @@ fn an_ordinary_user_in_the_mount() {
     mounted.unmount();
 }
 
-/// A thread asks, and its process is in the record.
+/// A thread sends the request, and the record names its process.
 #[test]
 fn a_thread_of_this_process() {
     let Some(place) = Place::new("audit-thread", LIMIT) else {
@@ -109,21 +110,22 @@ fn commands_that_a_daemon_serves() {
     let record = only(&place, "deploy-image");
     asked(&record, 0, pid);
     assert_eq!(record["path"], place.path("new").to_str().unwrap());
-    // What is done on the way is asked for by the same one, in a thread of its own.
+    // Actions that are part of the request have the same requester, although a thread of their own
+    // performs them.
     let wraps = of_action(&place, "wrap");
     assert!(!wraps.is_empty());
     wraps.iter().for_each(|wrap| asked(wrap, 0, pid));
     begin_anew(&place);
     let pid = command(&["unmount", "mnt"]);
     asked(&only(&place, "unmount"), 0, pid);
-    // The record of a mount names the command, and not the daemon that goes on.
+    // The record of a mount names the command, and not the daemon.
     begin_anew(&place);
     let pid = command(&["mount", "vol", "mnt"]);
     let record = only(&place, "mount");
     asked(&record, 0, pid);
     let mounted_again = place.mounted(mounted.dir());
     assert_ne!(record["pid"], mounted_again.pid);
-    // Who does not wait is known all the same.
+    // A requester that does not wait is recorded too.
     begin_anew(&place);
     let pid = command(&["unmount", "--lazy", "mnt"]);
     let is_recorded = || !of_action(&place, "unmount").is_empty();
@@ -134,7 +136,7 @@ fn commands_that_a_daemon_serves() {
     drop(mounted_again);
     command(&["mount", "vol", "mnt"]);
     let mounted_again = place.mounted(mounted.dir());
-    // umount(8) alone says nothing of itself.
+    // umount(8) itself does not announce its user.
     begin_anew(&place);
     run(command_of("umount", "-i").arg(mounted_again.dir())).silent();
     assert!(crate::real::wait_until(LIMIT, || !of_action(
@@ -176,7 +178,7 @@ fn the_shutdown_ioctl() {
     }
     let mounted = place.fresh("", "");
     begin_anew(&place);
-    // It is another user from within: the interpreter may be out of that one's reach.
+    // From inside it is another user: that one may not be able to run the interpreter.
     let program = "import fcntl, os, sys; root = os.open('.', 0); os.setuid(int(sys.argv[1])); \
                    fcntl.ioctl(root, 0x8004587d, bytes(4))";
     let shut_down = |user: u32| {

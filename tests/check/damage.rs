@@ -1,4 +1,4 @@
-//! Wrong records: each is found, and repaired without losing anything if that is possible.
+//! Wrong records: each is reported, and repaired if nothing is lost by that.
 
 use bilayer::check::Kind;
 use bilayer::fs::snapshots::ViewKind;
@@ -45,7 +45,7 @@ fn name(meta: &Meta, parent: Ino, name: &str, entry: Option<DirentRecord>) {
     });
 }
 
-/// Found, repaired, and what was in the volume is in it.
+/// The damage is reported and repaired, and all contents of the volume are intact.
 #[track_caller]
 fn is_repaired(closed: &Closed, expected: &[Kind]) -> Mount {
     let found = closed.check();
@@ -75,7 +75,7 @@ fn is_unharmed(mount: Mount) {
     mount.finish();
 }
 
-/// Found, and not touched by a repair.
+/// The damage is reported, and a repair leaves it.
 #[track_caller]
 fn stays(closed: &Closed, kind: Kind) {
     for report in [closed.check(), closed.repair(), closed.check()] {
@@ -203,7 +203,7 @@ fn contents_whose_inode_is_gone_get_another() {
     ];
     let mount = is_repaired(&closed, &expected);
     let found = mount.contents(mount.at(&format!("lost+found/#{}", ino.0)));
-    // Its length was in the inode: up to the end of its last page.
+    // The length was in the inode: the file ends at the end of its last page.
     assert_eq!(found[..300_000], large()[..]);
     assert!(found[300_000..].iter().all(|byte| *byte == 0));
     mount.finish();
@@ -304,7 +304,7 @@ fn two_names_in_one_place_are_told_apart() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file");
-        // Two names of which the first may lie where the second does.
+        // Two names, of which the first may have the position of the second.
         let mut names = std::collections::BTreeMap::new();
         let twins = (0..).find_map(|number| {
             let name = format!("twin {number}");
@@ -357,7 +357,7 @@ fn what_waits_for_a_number_to_come_is_named_and_not_met() {
                 .unwrap();
         });
     });
-    // Without being repaired it is not used: the next file would get the attribute.
+    // Without a repair it cannot be used: the next file would get the attribute.
     let (store, keystore) = (closed.store.clone(), closed.keystore.clone());
     assert!(Mount::open(store, keystore, quiet()).is_err());
     let expected = [
@@ -424,7 +424,7 @@ fn histories_are_complete_and_no_longer_than_needed() {
     is_unharmed(mount);
 }
 
-/// A view that is of the live generation would change with it.
+/// A view that has the live generation would change with it.
 #[test]
 fn a_view_and_the_live_one_are_not_of_one_generation() {
     let closed = Closed::new();

@@ -10,7 +10,7 @@ use crate::{Closed, kinds, large};
 
 const PAGE: u64 = 4096;
 
-/// The one finding of that kind, which a repair leaves as it is.
+/// The only finding of that kind, which a repair leaves.
 #[track_caller]
 fn found(closed: &Closed, kind: Kind) -> bilayer::check::Finding {
     let report = closed.repair();
@@ -151,8 +151,8 @@ fn damaged_pages_of_the_metadata_are_named() {
     assert_eq!(closed.check().findings, []);
 }
 
-/// A page of the metadata that was put back to what it was earlier opens, and has another checksum
-/// than the page that names it says.
+/// An older version of a page of the metadata opens, and does not have the checksum that its parent
+/// states.
 #[test]
 fn older_pages_of_the_metadata_are_named() {
     const STRIDE: u64 = 4608;

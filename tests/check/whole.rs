@@ -1,4 +1,4 @@
-//! Intact volumes: nothing is found, nothing is written.
+//! Intact volumes: no findings, and nothing is written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -86,8 +86,8 @@ fn after_a_kill_there_are_notes_alone_and_checking_writes_nothing() {
     mount.finish();
 }
 
-/// What is read changes all the time: overwritten in place, cut, punched, unlinked, taken and
-/// dropped with snapshots, copied by hard links, merged.
+/// The contents change all the time: they are overwritten in place, truncated, punched, unlinked,
+/// shared with snapshots and released, copied by hard links, merged.
 #[test]
 fn nothing_is_found_in_a_volume_that_is_written_to() {
     let options = FilesystemOptions {
