@@ -121,7 +121,7 @@ class Polyval:
         for bit in reversed(range(128)):
             power = (power ^ self.MODULUS if power & 1 else power) >> 1
             bits[bit] = power
-        # One table a byte of `a`, so that a block costs 16 look-ups.
+        # One table for each byte of `a`, so that a block costs 16 look-ups.
         self.tables = []
         for byte in range(16):
             table = [0] * 256

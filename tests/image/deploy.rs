@@ -7,7 +7,7 @@ use bilayer::meta::page_set::capacity_of_pages;
 use bilayer::store::faulty::{CallKind, Fault};
 use bilayer::store::memory::MemoryStore;
 
-/// A disk with a volume that holds files of every sort.
+/// A disk with a volume that contains files of every kind.
 fn filled() -> Disk {
     let disk = Disk::new();
     disk.create("source", None);
@@ -15,7 +15,7 @@ fn filled() -> Disk {
     disk
 }
 
-/// Changes everything that [`fill`] made.
+/// Changes everything that [`fill`] created.
 fn change(fs: &Filesystem, seed: u8) {
     let at = |path| find(fs, path);
     let cut = |node, size| {
@@ -111,7 +111,7 @@ fn source_and_copy_change_independently() {
     assert_ne!(disk.tree("source"), changed);
     let last = disk.tree("copy");
     assert_eq!(disk.tree_of("source", "copy"), before, "the image itself");
-    // All of one goes.
+    // Everything in one volume is removed.
     disk.with("source", |fs| {
         fs.delete_view(ViewKind::Image, "copy").unwrap();
         let dir = find(fs, "dir");
@@ -203,7 +203,7 @@ fn without_links_it_is_a_copy() {
         let path = StorePath::new(&format!("copy/objects/{name}"));
         assert_eq!(disk.store.info(&path).unwrap().links, 1);
     }
-    // Links that run out in the middle: file by file.
+    // The link limit is reached half-way: the rest is decided file by file.
     let count = std::sync::atomic::AtomicUsize::new(0);
     let rule = move |call: &bilayer::store::faulty::Call<'_>| {
         call.kind == CallKind::Link && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= 2
@@ -243,7 +243,7 @@ fn into_another_store() {
 fn a_missing_object_is_named_and_nothing_is_left() {
     let disk = filled();
     let source = disk.at("source");
-    // What no record names does not matter.
+    // Objects that no record names do not matter.
     source.create_dir(&StorePath::new("objects/notes")).unwrap();
     source
         .open(&StorePath::new("objects/00000001.txt"), OpenMode::CreateNew)
@@ -287,7 +287,7 @@ fn sizes() {
     let size = 2 * least;
     disk.deploy_with("source", "small", &with(size)).unwrap();
     disk.with("small", |fs| assert_eq!(fs.usage().limit_bytes, Some(size)));
-    // What is inherited counts, and the limit is inherited.
+    // Inherited data counts, and the limit is inherited.
     disk.deploy("small", "again");
     disk.with("again", |fs| {
         assert_eq!(fs.usage().limit_bytes, Some(size));

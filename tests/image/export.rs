@@ -1,4 +1,4 @@
-//! Exports and imports: what arrives, under which keys, and that nothing else arrives.
+//! Exports and imports: which contents arrive, under which keys, and that nothing else arrives.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub(super) fn passphrase(disk: &Disk, name: &str, text: &str) -> PassphraseSourc
     PassphraseSource::File(path)
 }
 
-/// Makes an image of a closed volume, where there is none, and exports it.
+/// Creates an image of a closed volume, unless it has one, and exports it.
 pub(super) fn export_from(
     disk: &Disk,
     name: &str,
@@ -70,7 +70,7 @@ fn export_with(
     };
     let mut stream = Vec::new();
     let result = export(&source, MADE, options, &mut stream, &NoProgress);
-    // The export is what is asked about.
+    // Only the result of the export matters.
     let _ = meta.close();
     result.map(|exported| (stream, exported))
 }
@@ -91,7 +91,7 @@ pub(super) fn import_to(
     import(&mut &*stream, disk.at(name), options, &NoProgress)
 }
 
-/// An import that must fail, and leave nothing.
+/// An import that must fail and leave nothing.
 #[track_caller]
 pub(super) fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> ImageError {
     let error = import_to(disk, "refused", stream, options).expect_err("refused");
@@ -100,14 +100,14 @@ pub(super) fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> Im
     error
 }
 
-/// How an image travels.
+/// How an image is transported.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     /// The image is under a customer key.
     customer: bool,
-    /// It travels under a passphrase, to a machine with another keystore.
+    /// It is sealed under a passphrase, for a machine with another keystore.
     passphrase: bool,
-    /// It is put under another customer key on arrival.
+    /// The new volume is under another customer key.
     another: bool,
 }
 
@@ -171,8 +171,8 @@ fn check_case(case: Case) {
     }
 }
 
-/// All contents under the set of the export, which is none of the source's, and new ones under a
-/// set of its own.
+/// All contents are under the export's set, which is none of the source's, and new contents under a
+/// set of the volume's own.
 fn check_keys(here: &Disk, there: &Disk, made: &Imported) {
     let source = here.volume("source", None).unwrap();
     let copy = there.volume("copy", None).unwrap();
@@ -282,7 +282,8 @@ fn an_export_of_an_import_and_of_a_deployed_volume() {
     assert_eq!(epochs, [1, 2], "that of the export, and its own");
 }
 
-/// What was written since the image was made stays at home, on top of what travels.
+/// Data that was written after the image was taken is not exported, although it is above the
+/// exported parts.
 #[test]
 fn an_image_of_the_past() {
     let disk = Disk::new();
@@ -333,7 +334,8 @@ fn sizes_are_inherited_or_given() {
     assert!(matches!(error, ImageError::TooSmall { .. }), "{error:?}");
 }
 
-/// Neither plaintext nor a key, and no page of the volume: all of it is under the stream's own set.
+/// Neither plaintext nor a key, and no page of the volume: everything is under the stream's own
+/// set.
 #[test]
 fn the_stream_holds_sealed_bytes_alone() {
     let disk = Disk::new();
@@ -457,7 +459,7 @@ fn customer_keys_that_are_not_the_right_ones() {
         new_customer_key,
         ..import_options(&disk)
     };
-    // Another key on arrival does not do without the one it is under.
+    // Naming another key for the new volume does not replace the key of the stream.
     for options in [with(None, None), with(None, Some(other.clone()))] {
         let error = refused(&disk, &stream, &options);
         assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{error}");
@@ -468,8 +470,8 @@ fn customer_keys_that_are_not_the_right_ones() {
     import_to(&disk, "copy", &stream, &with(Some(own), None)).unwrap();
 }
 
-/// For somebody else's customer key, of which the public half is there: that one opens it, and the
-/// source's does not.
+/// For the customer key of another holder, of which the public half is given: that key opens it,
+/// and the source's does not.
 #[test]
 fn for_another_customer_key() {
     for customer in [false, true] {

@@ -16,12 +16,12 @@ use bilayer::fs::types::{DirentRef, Fallocate, NodeId, RenameFlags};
 use crate::support::{Mount, PAGE, ROOT, USER, quiet};
 
 const WRITERS: usize = 3;
-/// Snapshots at a time.
+/// Number of snapshots at a time.
 const KEPT: usize = 4;
 const RUN: Duration = Duration::from_secs(5);
 const WATCHDOG: Duration = Duration::from_secs(60);
 
-/// What a writer shows.
+/// The visible state of a writer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Counts {
     first: u64,
@@ -30,7 +30,7 @@ struct Counts {
     small: u64,
 }
 
-/// How far a writer is.
+/// The progress of a writer.
 #[derive(Default)]
 struct Progress {
     begun: AtomicU64,
@@ -104,7 +104,7 @@ fn write(mount: &Mount, dir: NodeId, progress: &Progress, stop: &AtomicBool) {
     fs.release(small, small_handle);
 }
 
-/// What a view shows of one writer; nothing where it had not begun.
+/// The state of one writer in a view; `None` if the writer had not begun.
 fn counts(mount: &Mount, top: NodeId, writer: usize) -> Counts {
     let dir = mount
         .lookup(top, format!("w{writer}").as_bytes())
@@ -193,7 +193,7 @@ fn take(mount: &Mount, progress: &[Progress], stop: &AtomicBool) -> (Vec<Taken>,
         }
         kept.push(Taken { name, counts });
         if kept.len() > KEPT {
-            // The oldest, the newest and those between.
+            // The oldest, the newest and some between.
             let which = (taken as usize * 7) % kept.len();
             kept.remove(which).drop(mount);
         }

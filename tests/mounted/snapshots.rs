@@ -1,5 +1,5 @@
-//! Snapshots and images through the kernel: with plain tools, with what the kernel holds back, with
-//! users.
+//! Snapshots and images through the kernel: with ordinary tools, with dirty data in the kernel's
+//! cache, with users.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -105,7 +105,7 @@ fn plain_tools_take_read_and_drop_snapshots() {
     mounted.unmount();
 }
 
-/// The kernel holds back what was written, and when: both are in the snapshot.
+/// The kernel holds back written data and times: both are in the snapshot.
 #[test]
 fn a_snapshot_has_dirty_data_of_the_kernel() {
     for options in ["", "nowriteback"] {
@@ -206,7 +206,7 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     assert_ne!(other("cat .snapshots/x/secret").code, 0);
     assert_ne!(other("rmdir .snapshots/x").code, 0);
     assert_ne!(other("mv .snapshots/x .snapshots/y").code, 0);
-    // Whoever owns the root may.
+    // The owner of the root directory may do so.
     std::os::unix::fs::chown(mounted.dir(), Some(1), Some(1)).unwrap();
     other("mkdir .snapshots/mine").done();
     other("mv .snapshots/mine .snapshots/own").done();
@@ -243,7 +243,8 @@ fn an_open_file_keeps_its_snapshot() {
     mounted.unmount();
 }
 
-/// After the process is killed, what was taken is there, and what was dropped is not.
+/// After the process is killed, snapshots that were taken exist, and those that were deleted do
+/// not.
 #[test]
 fn snapshots_outlive_the_daemon() {
     let Some(place) = Place::new("snapshot-killed", LIMIT) else {
@@ -268,7 +269,7 @@ fn snapshots_outlive_the_daemon() {
     assert_eq!(names(".snapshots"), [OsStr::new("one")]);
     assert_eq!(names(".images"), [OsStr::new("image")]);
     mounted.unmount();
-    // Also where nothing may change.
+    // Also in a snapshot, where nothing may change.
     let mounted = place.mount("vol", "mnt", "ro");
     assert!(fs::read(mounted.path(".images/image/tree/small")).unwrap() == b"small");
     let refused = fs::create_dir(mounted.path(".snapshots/x")).unwrap_err();
@@ -276,7 +277,7 @@ fn snapshots_outlive_the_daemon() {
     mounted.unmount();
 }
 
-/// Space is given back by itself.
+/// Space is given back in the background.
 #[test]
 fn deleted_snapshots_free_their_space() {
     let Some(place) = Place::new("snapshot-room", LIMIT) else {
@@ -307,7 +308,7 @@ fn deleted_snapshots_free_their_space() {
     mounted.unmount();
 }
 
-/// While a snapshot waits for what the kernel holds back, others are renamed.
+/// While taking a snapshot waits for the kernel's dirty data, others are renamed.
 #[test]
 fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     let Some(place) = Place::new("snapshot-rename", LIMIT) else {
@@ -317,7 +318,7 @@ fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     fs::create_dir(mounted.path(".snapshots/a")).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Not by way of the directory: in there the kernel lets one at a time change something.
+        // Not through the directory: there the kernel permits one change at a time.
         scope.spawn(|| {
             let bytes = noise(1, 30_000_000);
             for round in 0..10 {
@@ -336,7 +337,7 @@ fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     mounted.unmount();
 }
 
-/// The kernel shows what is there after a restore, not what it remembers.
+/// After a restore the kernel shows the restored contents, not its cache.
 #[test]
 fn a_restore_is_seen_through_the_kernel() {
     for options in ["", "nowriteback"] {

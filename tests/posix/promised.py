@@ -54,7 +54,7 @@ with mmap.mmap(fd, LENGTH) as memory:
         body[offset:offset + 8] = b"mapped%02d" % (offset % 97)
     memory.flush()
 os.fsync(fd)
-# Overwriting, and what is promised in the middle of a hole.
+# Overwriting, and a reservation in the middle of a hole.
 for offset in range(0, LENGTH, MIB):
     os.pwrite(fd, b"O" * MIB, offset)
     os.fdatasync(fd)
@@ -71,7 +71,7 @@ os.close(direct)
 assert read("promised") == body
 assert os.pread(sparse, 2 * MIB, 3 * MIB) == b"p" * (2 * MIB)
 say("written", result(lambda: (os.pwrite(sparse, b"x" * MIB, 10 * MIB), os.fsync(sparse)) and None))
-# Names can be made away with on a full volume, and what they held comes back.
+# Names can be removed on a full volume, and their space comes back.
 result(os.close, sparse)
 if ballast:
     os.unlink(ballast)
