@@ -1,5 +1,5 @@
-//! Builds: cargo and make decide by modification times; what they make runs from the mount, and
-//! compilers and linkers write and read by mmap.
+//! Builds: cargo and make decide by modification times, the programs that they build run from the
+//! mount, and compilers and linkers write and read by mmap.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ const FILES: [(&str, &str); 6] = [
     ),
 ];
 
-/// cargo with this home directory's tool chain, and none of the surroundings of the cargo that runs
+/// cargo with this home directory's tool chain, and without the environment of the cargo that runs
 /// the tests.
 #[track_caller]
 fn cargo(dir: &Path, arguments: &[&str]) -> Outcome {

@@ -20,7 +20,7 @@ def write(path, journal, synchronous, first):
     database = opened(path)
     assert database.execute(f"PRAGMA journal_mode={journal}").fetchone()[0] == journal
     database.execute(f"PRAGMA synchronous={synchronous}")
-    # Checkpoints come into it, and pages that leave the cache before their transaction ends.
+    # So that checkpoints happen, and pages leave the cache before their transaction ends.
     database.execute("PRAGMA wal_autocheckpoint=50")
     database.execute("PRAGMA cache_size=20")
     database.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, text TEXT)")
@@ -37,7 +37,7 @@ def write(path, journal, synchronous, first):
 
 def count(path, times):
     database = opened(path)
-    # Reads by mmap what others write by other means.
+    # Reads through mmap data that others write by other means.
     database.execute("PRAGMA mmap_size=10000000")
     for _ in range(int(times)):
         database.execute("BEGIN IMMEDIATE")

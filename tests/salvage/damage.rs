@@ -54,7 +54,7 @@ fn a_page_of_an_object_costs_that_page() {
             .files
             .iter()
             .filter(|(path, bytes)| victim.now[*path] != **bytes);
-        // The one with two names counts twice.
+        // The file with two names counts twice.
         assert!((1..=2).contains(&other.count()));
         assert_eq!(taken.files.len(), victim.now.len());
     }
@@ -105,7 +105,7 @@ fn any_page_of_meta_costs_nothing_that_a_checkpoint_has() {
     });
 }
 
-/// Everything that is somewhere in what was taken out, however it is called.
+/// Everything is somewhere in the output, under whatever name.
 fn is_somewhere(taken: &Taken, contents: &[u8]) -> bool {
     let all = files_below(&taken.path(""));
     all.values().any(|bytes| bytes.starts_with(contents))
@@ -130,7 +130,7 @@ fn without_a_checkpoint_objects_come_out_whatever_page_of_meta_is_lost() {
 
 type Damage = fn(&FaultyStore);
 
-/// Ways to lose `meta`.
+/// The kinds of lost `meta`.
 fn losses() -> [(&'static str, Damage); 4] {
     [
         ("deleted", |store| unlink(store, "meta")),
@@ -162,7 +162,7 @@ fn without_meta_everything_is_as_of_the_checkpoint() {
         assert!(taken.files == victim.before, "{how}");
         assert_eq!(taken.summary.source["meta"], "lost", "{how}");
         assert!(!taken.is_whole(), "{how}");
-        // What came later is there by object.
+        // Later data is extracted by object.
         for (path, contents) in &victim.now {
             let later = !victim.before.contains_key(path) && contents.len() > 2048;
             assert!(
@@ -245,7 +245,7 @@ fn the_spare_superblock_stands_in() {
     unlink(&store, "volume.json");
     assert!(victim.salvage(&store).unwrap().files == victim.now);
 
-    // Without it nothing opens, and a copy helps.
+    // Without it nothing opens; a copy of it is sufficient.
     unlink(&store, "checkpoints/volume.json");
     let error = victim.salvage(&store).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAVolume);

@@ -86,7 +86,7 @@ fn mode_and_group_of_new_inodes() {
         gid: Some(50),
         ..SetAttr::default()
     };
-    // A change of owner takes no bit off a directory.
+    // A change of a directory's owner clears no bits.
     mount.fs.setattr(&USER, dir, &changes).unwrap();
     let file = mount.fs.mknod(&USER, dir, b"f", 0o644, 0).unwrap();
     assert_eq!((file.gid, file.perm), (50, 0o644));
@@ -189,7 +189,7 @@ fn lists_and_modes_follow_one_another() {
         (32, 0, NONE),
     ]);
     assert_eq!(fs.get_xattr(node, ACCESS).unwrap(), expected);
-    // One that says no more than the mode is the mode.
+    // A list equivalent to the mode is stored as the mode.
     let minimal = acl(&[(1, 7, NONE), (4, 1, NONE), (32, 1, NONE)]);
     fs.set_xattr(&USER, node, ACCESS, &minimal, any).unwrap();
     assert_eq!(fs.getattr(node).unwrap().perm, 0o711);

@@ -6,7 +6,7 @@ use bilayer::fs::types::NodeId;
 
 use crate::support::{Mount, ROOT};
 
-/// At most `limit` names from a position on, and the position after them.
+/// At most `limit` names after a position, and the position after them.
 fn some(mount: &Mount, node: NodeId, from: u64, limit: usize) -> (Vec<String>, u64) {
     let handle = mount.fs.open_dir(node).unwrap();
     let (mut names, mut next) = (Vec::new(), from);

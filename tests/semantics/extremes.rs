@@ -11,7 +11,7 @@ use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::support::{ADMIN, BLOCK, CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
 
-/// What takes longer than this goes chunk by chunk through something hollow.
+/// An operation that takes longer visits every chunk of a hole.
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
@@ -71,7 +71,7 @@ fn sparse_files_are_not_read_chunk_by_chunk() {
     };
     fallocate(PAGE as u64 + 100, far + 50, Fallocate::PunchHole);
     fallocate(far + 60, FILE_BYTES_MAX, Fallocate::PunchHole);
-    // Zeros take room where there is none yet.
+    // Zeroing takes space in a hole.
     let zeros = Fallocate::ZeroRange { keep_size: true };
     let refused = mount.fs.fallocate(node, handle, 0, far, zeros);
     assert_eq!(refused, Err(Errno::ENOSPC));
@@ -134,7 +134,7 @@ fn attributes_have_limits() {
             .fs
             .set_xattr(&USER, node, name.as_bytes(), value, XattrMode::Any)
     };
-    // Names that fill the longest listing.
+    // Names that fill the largest listing.
     let mut taken = 0;
     while set(&format!("user.{taken:0250}"), b"") == Ok(()) {
         taken += 1;
@@ -147,7 +147,7 @@ fn attributes_have_limits() {
     );
     assert_eq!(set("user.more", b""), Err(Errno::ENOSPC));
     assert_eq!(set(&format!("user.{:0250}", 0), b"new"), Ok(()));
-    // Values that would have to be gone through at every listing.
+    // Values that every listing would have to read.
     let other = mount.file(ROOT, "other", b"x");
     let long = vec![7; 65_536];
     let results: Vec<_> = (0..40)
@@ -191,7 +191,7 @@ fn a_keystore_that_cannot_be_written_loses_nothing_and_the_end_says_so() {
 
 #[test]
 fn a_bad_page_of_the_metadata_ends_all_writing() {
-    // Less than the metadata: what was read at the beginning is not kept.
+    // Less than the size of the metadata: pages that were read at the beginning are not kept.
     let options = FilesystemOptions {
         meta_cache_bytes: 64 << 10,
         ..quiet()
@@ -205,7 +205,7 @@ fn a_bad_page_of_the_metadata_ends_all_writing() {
         .store
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("meta");
-    // Every page but the first one, which is not read again.
+    // Every page except the first one, which is not read again.
     let mut bytes = vec![0; meta.len().expect("len") as usize];
     meta.read_at(&mut bytes, 0).expect("read");
     bytes

@@ -1,4 +1,4 @@
-//! Lifetime of inodes, and what is left of them.
+//! Lifetime of inodes, and the removal of unlinked ones.
 
 use std::sync::Arc;
 
@@ -82,8 +82,8 @@ fn objects_that_were_never_committed_are_swept() {
     assert_eq!(mount.finish().objects, 1);
 }
 
-/// What a killed process left in the kernel's memory is read by the next: it must be durable
-/// before somebody relies on it.
+/// Data that a killed process left in the kernel's cache is read by the next process: it must be
+/// durable before somebody relies on it.
 #[test]
 fn what_is_read_after_a_kill_survives_a_power_cut() {
     let mount = Mount::new();
@@ -104,7 +104,7 @@ fn what_is_read_after_a_kill_survives_a_power_cut() {
     }
 }
 
-/// Removed objects that a power cut brings back are nobody's once the volume is clean.
+/// Removed objects that a power cut brings back belong to no file once the volume is clean.
 #[test]
 fn nothing_comes_back_after_a_clean_close() {
     let mount = Mount::new();
@@ -195,8 +195,8 @@ fn what_was_shut_down_answers_nothing_more() {
     mount.finish();
 }
 
-/// A process that is killed in the middle of a commit leaves pages that may be in the kernel's
-/// memory only. The next one reads them, and the power fails while it opens the volume.
+/// A process that is killed in the middle of a commit leaves pages that may exist only in the
+/// kernel's cache. The next one reads them, and the power fails while it opens the volume.
 #[test]
 fn a_kill_in_a_commit_and_a_power_cut_while_opening() {
     let bytes = pattern(1, 0, 5_000);

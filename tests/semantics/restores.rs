@@ -1,4 +1,4 @@
-//! Comparing snapshots, and taking a volume or one path of it back.
+//! Comparing snapshots, and restoring a volume or one path of it.
 
 use bilayer::fs::snapshots::{Change, ChangeKind, ViewError};
 use bilayer::fs::types::{DirentRef, RenameFlags};
@@ -110,7 +110,7 @@ fn the_whole_volume_is_restored() {
     mount.finish();
 }
 
-/// What is written counts at once, and also when nothing but the contents changed.
+/// A write is visible to a diff at once, also if nothing but the contents changed.
 #[test]
 fn what_was_just_written_differs() {
     let mount = Mount::new();
@@ -176,7 +176,7 @@ fn one_path_is_restored() {
     restore(&mount, "one", Some("other"));
     assert_eq!(mount.contents(mount.at("other")), b"before");
     overwrite(&mount, "other", 0, b"after!");
-    // What was copied shares its objects; the snapshot goes, and either changes alone.
+    // The copy shares its objects; the snapshot is deleted, and either file changes alone.
     overwrite(&mount, "dir/below/large", 9, b"changed");
     drop_it(&mount, "one");
     mount.fs.finish_purge().unwrap();
