@@ -224,7 +224,7 @@ fn arm(mount: &Mount, call: u64, kind: Kind) -> Arc<Mutex<Option<Known>>> {
 }
 
 /// A failure must reach the caller. After a failed sync nothing is written any more, and the log
-/// says so; after any other failure the filesystem goes on, or says that it does not.
+/// says so; after any other failure the filesystem keeps working, or reports that it does not.
 fn check_report(
     script: &Script,
     failed: Option<(usize, Errno)>,

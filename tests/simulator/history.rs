@@ -120,7 +120,7 @@ impl History {
         }
     }
 
-    /// Notes the contents between the pieces of a copy.
+    /// Notes the contents between two pieces of a copy.
     fn note_pieces(&mut self, old: &[u8], new: &[u8], number: Number, start: usize) {
         let Some(versions) = self.files.get_mut(&number) else {
             return;

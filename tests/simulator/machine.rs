@@ -225,8 +225,8 @@ impl Machine {
         }
     }
 
-    /// Opens the volume, which must not need help. The power fails meanwhile as often as `cuts`
-    /// says.
+    /// Opens the volume, which must not need help. The power fails during it once for each of
+    /// `cuts`.
     pub fn open(mut self, cuts: &[Again], env: &mut Environment<'_>) -> Mount {
         for cut in cuts {
             self.store.cut_at_call(self.store.calls() + cut.call);

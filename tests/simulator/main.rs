@@ -9,7 +9,7 @@
 //! complete exists and is intact, byte for byte. On a device that tears pages, a page that was
 //! being overwritten may be lost, which is reported, and nothing else may.
 //!
-//! `tests/crash --help` describes how to run more of it.
+//! `tests/crash --help` has the options for longer runs.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -183,7 +183,7 @@ fn search(seeds: Range<u64>, enough: usize, tells: bool) -> Searched {
     found
 }
 
-/// Runs the work for each number, several at a time, until it says false.
+/// Runs the work for each number, several at a time, until it returns false.
 fn on_lanes(lanes: usize, numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(numbers.start);
     let stop = AtomicBool::new(false);

@@ -30,7 +30,7 @@ pub struct RunOutcome {
     pub met: Vec<Option<(usize, u64)>>,
 }
 
-/// Runs a plan. Panics if an invariant is violated; `run` has what happened until then.
+/// Runs a plan. Panics if an invariant is violated; `run` has the history up to then.
 pub fn run_scenario(plan: &Plan, run: &mut RunOutcome, trace: bool) {
     let mut stats = Stats {
         seeds: 1,
@@ -168,7 +168,7 @@ fn run_step(
     true
 }
 
-/// `None` if the crash happened in the middle of something that the tests themselves rely on.
+/// `None` if the crash interrupted code of the tests themselves.
 fn apply(world: &mut World, operation: &Operation) -> Option<Result<(), Mismatch>> {
     match caught(|| world.apply(operation)) {
         Ok(result) => Some(result),
@@ -304,7 +304,7 @@ fn read_torn(mount: &Mount, node: NodeId, torn: &mut Torn) -> Vec<u8> {
     bytes
 }
 
-/// Unmounts and mounts again; in between everything is counted, unless the power fails meanwhile.
+/// Unmounts and mounts again; in between everything is counted, unless the power fails.
 fn unmount(round: &Round, world: &mut World, env: &mut Environment<'_>) {
     world.open.clear();
     let mount = world.mount.take().unwrap();

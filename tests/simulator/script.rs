@@ -21,7 +21,7 @@ use crate::support::{Mount, PAGE, ROOT, USER, directory_of, pattern};
 /// Length of the large file, in bytes.
 const LARGE: u64 = 1_200_000;
 
-/// Where the image is deployed to.
+/// The directory to which the image is deployed.
 pub const COPY: &str = "copy";
 
 /// Files with their bytes, directories without, by path.
@@ -230,7 +230,7 @@ impl Script {
         )
     }
 
-    /// Does something with an open file, which is made first where it is not there.
+    /// Does something with an open file, which is created if missing.
     fn open<T>(
         &self,
         path: &str,
@@ -296,7 +296,7 @@ impl Script {
         made.map(|_| ()).map_err(|error| of_view(&error))
     }
 
-    /// Makes a volume of an image, in place of what an earlier attempt left.
+    /// Creates a volume from an image, and replaces the remains of an earlier attempt.
     pub fn deploy(&self, image: &str) -> Answer {
         let (store, at) = (&self.0.store, StorePath::new(COPY));
         let made = store.create_dir(&at);
@@ -329,7 +329,7 @@ impl Script {
     }
 }
 
-/// What there is after a step.
+/// The state after a step.
 #[derive(Clone, PartialEq, Eq)]
 pub struct State {
     pub live: Tree,
@@ -355,7 +355,7 @@ impl State {
         }
     }
 
-    /// Names of what there is, for messages.
+    /// Names of the files in a state, for messages.
     fn names(&self) -> String {
         let sizes = |tree: &Tree| -> Vec<String> {
             let each = tree.iter();

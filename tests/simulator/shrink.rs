@@ -117,7 +117,7 @@ fn candidates(plan: &Plan, piece: usize) -> Vec<Plan> {
     found
 }
 
-/// The description of a failure, for people.
+/// A readable description of a failure.
 pub fn report(plan: &Plan, (shorter, outcome): &(Plan, Outcome)) -> String {
     let none = Failure::default();
     let failure = outcome.failure.as_ref().unwrap_or(&none);

@@ -29,16 +29,16 @@ use crate::support::{Mount, PAGE, ROOT, USER, pattern, quiet};
 use crate::{on_lanes, threaded_lanes};
 
 const USERS: u64 = 3;
-/// Operations of each.
+/// Operations of each user.
 const OPERATIONS: u64 = 120;
 /// Pages of the common file.
 const PAGES: u64 = 24;
-/// Calls of the store in which the end is drawn.
+/// Range of calls of the store from which the end is drawn.
 const CALLS: u64 = 1_500;
 /// Name of the common file.
 const COMMON: &[u8] = b"common";
 
-/// Counts of one page of the common file: what was begun to be written, was written, and is
+/// Numbers of one page of the common file: the last one whose write was begun, completed, and made
 /// durable.
 #[derive(Default)]
 struct Count {
@@ -67,15 +67,15 @@ struct User {
     doubt: Option<Vec<u8>>,
 }
 
-/// What the snapshot thread knows of its snapshots.
+/// The snapshots that the snapshot thread has taken.
 #[derive(Default)]
 struct Snapshots {
     kept: BTreeMap<String, Bounds>,
-    /// A snapshot that may or may not exist.
+    /// A snapshot that may exist.
     doubt: Option<(String, Bounds)>,
 }
 
-/// Runs that many scenarios. True if nothing was found.
+/// Runs this many scenarios. True if nothing was found.
 pub fn run(scenarios: u64) -> bool {
     let begin = std::time::Instant::now();
     let found = std::sync::Mutex::new((Stats::default(), 0u64));
@@ -156,8 +156,7 @@ fn options() -> FilesystemOptions {
     }
 }
 
-/// Runs all users until the power fails. Returns what is known of the snapshots, and the number of
-/// operations.
+/// Runs all users until the power fails. Returns the known snapshots and the number of operations.
 fn work(common: &Common<'_>, users: &mut [User], seeds: &[u64]) -> (Snapshots, u64) {
     let done = AtomicU64::new(0);
     let failed = std::sync::Mutex::new(Vec::new());
@@ -371,7 +370,7 @@ impl Common<'_> {
 }
 
 impl Snapshots {
-    /// Takes and deletes snapshots, until the power fails or there were enough.
+    /// Takes and deletes snapshots, until the power fails or there are enough.
     fn work(&mut self, common: &Common<'_>, draw: &mut Draw) {
         for turn in 0..OPERATIONS / 8 {
             std::thread::sleep(Duration::from_micros(draw.below(4_000)));

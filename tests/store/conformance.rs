@@ -1,4 +1,4 @@
-//! What holds for every implementation.
+//! Rules for every implementation.
 
 use bilayer::errno::Errno;
 use bilayer::store::directory::DirectoryStore;

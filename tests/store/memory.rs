@@ -1,4 +1,4 @@
-//! What only the memory store does.
+//! Rules for the memory store alone.
 
 use bilayer::errno::Errno;
 use bilayer::store::faulty::{FaultyOptions, FaultyStore};
@@ -34,7 +34,7 @@ fn room_ends(store: &dyn Store) {
     assert_eq!(second.len().unwrap(), 0);
     second.write_at(&[2; 8192], 0).unwrap();
     assert_eq!(store.space().unwrap().free_bytes, 0);
-    // What is there may be written again; nothing may be added.
+    // Existing bytes may be overwritten; nothing may be added.
     second.write_at(&[3; 8192], 0).unwrap();
     assert_errno(second.write_at(&[2], 8192), Errno::ENOSPC);
     first.punch(0, 4096).unwrap();

@@ -10,14 +10,14 @@ use bilayer::store::faulty::FaultyStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::Volume;
 
-/// What there is.
+/// The contents of a volume.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Inodes in use.
     pub inodes: u64,
     /// Pages of contents in use.
     pub pages: u64,
-    /// Bytes of records that count.
+    /// Bytes of the records that count against the limit.
     pub record_bytes: u64,
     /// Objects in the store.
     pub objects: u64,
@@ -35,7 +35,7 @@ pub fn objects(store: &dyn Store) -> BTreeSet<String> {
     found
 }
 
-/// The metadata of a volume that nobody has open.
+/// The metadata of a volume that is closed.
 pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
     let volume = super::open_volume(store, keystore, false);
     let file = volume
@@ -47,19 +47,19 @@ pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
     Meta::open(file, 4 << 20).expect("metadata")
 }
 
-/// Checks a volume that was closed cleanly: nothing is found, not even a note.
+/// Checks a volume that was closed cleanly: there must be no finding, not even a note.
 pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
     audit_volume(&super::open_volume(store, keystore, false))
 }
 
-/// The same for a volume in a directory of the store.
+/// Checks a volume in a directory of the store.
 pub fn audit_at(store: &FaultyStore, at: &StorePath, keystore: &Path) -> Found {
     let directory = super::directory_of(store, at);
     let volume = super::try_open_volume(directory, keystore, false);
     audit_volume(&volume.expect("open the volume"))
 }
 
-/// The same for an open volume without a filesystem on it.
+/// Checks an open volume without a filesystem on it.
 pub fn audit_volume(volume: &Volume) -> Found {
     let options = CheckOptions {
         jobs: 1,

@@ -1,5 +1,5 @@
-//! Volumes that are made from images, beside the volume of a [`World`]: whole, or taken over by the
-//! next attempt.
+//! Volumes that are made from images, beside the volume of a [`World`]: complete, or left to be
+//! finished by the next attempt.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::operation::Title;
 use super::world::{Outcome, World, same};
 use super::{Mount, directory_of, try_open_volume};
 
-/// Volumes made in one life at most: each is looked at again after every cut.
+/// Maximum number of volumes made in one scenario: each is examined again after every power cut.
 const MOST: usize = 2;
 
 /// A volume made from an image.
@@ -25,14 +25,14 @@ pub struct DeployedCopy {
     pub at: StorePath,
     /// The image's name.
     pub image: &'static str,
-    /// What is in it.
+    /// Its contents.
     pub seen: Arc<Seen>,
-    /// It was reported made.
+    /// Its creation was reported as successful.
     pub made: bool,
 }
 
 impl World {
-    /// Makes a volume of an image.
+    /// Makes a volume from an image.
     pub fn deploy(&mut self, title: Title) -> (Outcome, Outcome) {
         if self.deployed.len() == MOST {
             return same();
@@ -79,8 +79,8 @@ impl World {
         views_answer(deployed.map(|_| ()))
     }
 
-    /// Every volume made from an image is whole; one that was cut off in its making is made again.
-    /// Returns how many were looked at.
+    /// Checks that every volume made from an image is whole; one whose creation was interrupted is
+    /// made again. Returns how many were examined.
     pub fn compare_deployed(&mut self) -> u64 {
         for copy in &mut self.deployed.clone() {
             if !self.is_volume(copy) {

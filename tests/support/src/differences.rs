@@ -1,4 +1,4 @@
-//! What differs between two views according to the model.
+//! The differences between two views according to the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use super::world::{Outcome, World, of};
 /// A name: its directory and itself.
 type Place = (Number, Vec<u8>);
 
-/// Paths with what is said of them; a renaming is reported as a removal and an addition.
+/// Paths with the reported changes; a rename is reported as a removal and an addition.
 type Reported = BTreeSet<(Vec<u8>, ChangeKind, bool)>;
 
 impl World {
@@ -119,7 +119,7 @@ fn differences(before: &Seen, after: &Seen) -> (Reported, usize) {
     (reported, renamed.sum())
 }
 
-/// True when an inode is not the same in both, but for the time of last access.
+/// True if an inode differs between both, except in the time of last access.
 fn differs(number: Number, before: &Seen, after: &Seen) -> bool {
     let essence = |seen: &Seen| {
         let (inode, attr) = (seen.model.inode(number), seen.attrs[&number]);
@@ -139,7 +139,7 @@ fn differs(number: Number, before: &Seen, after: &Seen) -> bool {
     differs
 }
 
-/// All names, with what each leads to and its path.
+/// All names, each with its inode and its path.
 fn places(model: &Model) -> BTreeMap<Place, (Number, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut queue = vec![(ROOT, Vec::new())];

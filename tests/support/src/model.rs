@@ -1,4 +1,4 @@
-//! A filesystem as simple as can be: what the real one is compared with.
+//! A simple model of a filesystem, with which the real one is compared.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bilayer::fs::types::{FileKind, RenameFlags, Timespec, XattrMode};
 /// The number of an inode.
 pub type Number = u64;
 
-/// An inode and everything in it.
+/// An inode with its contents.
 #[derive(Clone, Debug)]
 pub struct Inode {
     /// Kind of file.
@@ -24,7 +24,7 @@ pub struct Inode {
     pub nlink: u32,
     /// The directory that holds this directory; 0 for others.
     pub parent: Number,
-    /// Known only when it was set and nothing has changed since.
+    /// Known only if it was set and nothing has changed since.
     pub mtime: Option<Timespec>,
     /// Contents of a regular file.
     pub data: Arc<Vec<u8>>,
@@ -63,7 +63,7 @@ impl Inode {
 /// A whole filesystem.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// All inodes, those without a name but in use included.
+    /// All inodes, including those without a name that are in use.
     pub inodes: BTreeMap<Number, Inode>,
 }
 
@@ -111,7 +111,7 @@ impl Model {
         found.map(|(number, _)| *number).collect()
     }
 
-    /// Whether a name can be made in a directory.
+    /// Whether a name can be created in a directory.
     pub fn may_make(&self, dir: Number, name: &[u8]) -> Result<(), Errno> {
         match self.entry(dir, name) {
             Ok(_) => Err(Errno::EEXIST),

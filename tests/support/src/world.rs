@@ -1,4 +1,4 @@
-//! The filesystem beside its model: every operation is done to both.
+//! The filesystem beside its model: every operation is applied to both.
 
 use std::sync::Arc;
 
@@ -21,15 +21,15 @@ pub struct Open {
     pub number: Number,
     /// Its handle.
     pub handle: Handle,
-    /// Who opened it.
+    /// The user who opened it.
     pub user: u8,
 }
 
 /// The filesystem beside its model.
 pub struct World {
-    /// The volume; none while it is closed.
+    /// The volume; `None` while it is closed.
     pub mount: Option<Mount>,
-    /// What it must be like.
+    /// The expected state.
     pub model: Model,
     /// Open files.
     pub open: Vec<Open>,
@@ -37,13 +37,13 @@ pub struct World {
     pub kept: Vec<Kept>,
     /// Open files of kept views.
     pub kept_open: Vec<KeptOpen>,
-    /// Who acts now; everybody has open files of his own.
+    /// The acting user; each user has open files of their own.
     pub user: u8,
-    /// Whether this was done is not known.
+    /// An operation of which it is not known whether it took effect.
     pub doubt: Option<Copy>,
     /// Volumes made from images.
     pub deployed: Vec<DeployedCopy>,
-    /// No file begins to grow beyond this, in bytes.
+    /// No operation grows a file that is larger than this, in bytes.
     pub largest: usize,
 }
 
@@ -98,8 +98,8 @@ impl World {
         self.open.iter().map(|open| open.number).collect()
     }
 
-    /// A handle of the file: one that the user has open, or one opened for the purpose. What has no
-    /// name any more is open already, and then it is anybody's handle.
+    /// A handle of the file: one that the user has open, or one opened for this purpose. A file
+    /// without a name is open already, and then any user's handle is used.
     pub fn with<T>(&self, number: Number, action: impl FnOnce(Handle) -> T) -> T {
         let mut handles = self.open.iter().filter(|open| open.number == number);
         let nameless = self.model.inode(number).nlink == 0;
@@ -108,7 +108,7 @@ impl World {
         }
         let handle = match self.mount().fs.open_file(&USER, node(number), libc::O_RDWR) {
             Ok(handle) => handle,
-            // The power is gone: whatever is asked next says so.
+            // After a power cut the next request reports that.
             Err(Errno::EIO | Errno::EROFS) => Handle(0),
             Err(error) => panic!("open: {error:?}"),
         };
@@ -117,8 +117,8 @@ impl World {
         result
     }
 
-    /// Does one operation to both. `Err` where the filesystem answers what the model does not;
-    /// the model then has done it.
+    /// Applies one operation to both. `Err` if the filesystem's answer differs from the model's;
+    /// the model has been changed then.
     pub fn apply(&mut self, operation: &Operation) -> Result<(), Mismatch> {
         let (found, expected) = self.perform(operation);
         let in_use = self.in_use();
@@ -270,7 +270,7 @@ impl World {
             } => self.write(number, offset as usize, len as usize, seed),
             O::Append { len, seed, .. } => {
                 let end = self.model.inode(number).data.len();
-                // It would grow without end where nobody truncates.
+                // It would grow without bound if it is never truncated.
                 let offset = end.min(self.largest);
                 self.write(number, offset, len as usize, seed)
             }
@@ -537,7 +537,7 @@ impl World {
         (found, Outcome::Done)
     }
 
-    /// What is called a hole holds zeros only, and the ranges cover the file.
+    /// The holes that are reported contain only zeros, and the ranges cover the file.
     fn seek(&self, number: Number) -> (Outcome, Outcome) {
         let fs = &self.mount().fs;
         if self.open.iter().any(|open| open.number == number) {
@@ -612,7 +612,7 @@ impl World {
     }
 }
 
-/// What came of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It succeeded.
@@ -627,9 +627,9 @@ pub enum Outcome {
     Differs {
         /// The first byte that differs.
         at: usize,
-        /// What is there from it on.
+        /// The actual bytes from there on.
         found: Vec<u8>,
-        /// What should be there.
+        /// The expected bytes from there on.
         expected: Vec<u8>,
     },
 }
@@ -637,9 +637,9 @@ pub enum Outcome {
 /// The filesystem and the model disagree.
 #[derive(Clone, Debug)]
 pub struct Mismatch {
-    /// What the filesystem did.
+    /// The filesystem's outcome.
     pub found: Outcome,
-    /// What the model did.
+    /// The model's outcome.
     pub expected: Outcome,
 }
 
@@ -648,7 +648,7 @@ pub fn of(result: Result<(), Errno>) -> Outcome {
     result.map_or_else(Outcome::Failed, |()| Outcome::Done)
 }
 
-/// Both outcomes of an operation for which there was nothing to do.
+/// The outcomes of an operation that did not apply.
 pub fn same() -> (Outcome, Outcome) {
     (Outcome::Done, Outcome::Done)
 }

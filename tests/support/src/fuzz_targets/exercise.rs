@@ -1,4 +1,4 @@
-//! Uses a filesystem that may hold anything. Errors are expected; panics and hangs are not.
+//! Uses a filesystem with arbitrary records. Errors are expected; panics and hangs are not.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use bilayer::fs::types::{
 
 use super::sample::{ROOT, ROOT_USER};
 
-/// Entries that are looked at.
+/// Maximum number of entries that are visited.
 const ENTRIES_MAX: usize = 64;
 
-/// Looks at everything, changes everything, takes views and drops them, closes.
+/// Reads everything, changes everything, takes and deletes views, closes.
 pub fn exercise(fs: &Filesystem) {
     let seen = look(fs);
     for (node, kind) in &seen {
@@ -30,7 +30,7 @@ pub fn exercise(fs: &Filesystem) {
     let _ = fs.close();
 }
 
-/// Walks the tree; a tree that goes round is not followed for ever.
+/// Walks the tree; a circle is not followed for ever.
 fn look(fs: &Filesystem) -> Vec<(NodeId, FileKind)> {
     let mut seen = vec![(ROOT, FileKind::Directory)];
     let mut known = BTreeSet::from([ROOT.0]);

@@ -1,4 +1,4 @@
-//! Hostile records in a sound database: a filesystem that is opened over them gives errors.
+//! Hostile records in a valid database: a filesystem that is opened over them returns errors.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::fs::Filesystem;
@@ -11,7 +11,7 @@ use super::exercise::exercise;
 use super::hostile::{self, TableRow};
 use super::sample;
 
-/// What becomes of the rows. `row` chooses one.
+/// A change of the rows. `row` chooses one.
 #[derive(Arbitrary, Debug)]
 enum Change<'a> {
     Remove {
@@ -60,10 +60,10 @@ enum Change<'a> {
     },
 }
 
-/// The bytes say what becomes of the sample's rows.
+/// The bytes describe changes of the sample's rows.
 pub fn target(data: &[u8]) {
     let mut rows = hostile::rows();
-    // A short or odd end means that there are fewer changes.
+    // A short or odd end means fewer changes.
     let _ = mutate(&mut rows, data);
     let sample = hostile::sample();
     let store = sample.store.snapshot();
