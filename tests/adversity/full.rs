@@ -189,7 +189,7 @@ fn fill_some(dir: &Path) -> Vec<(String, u64)> {
 /// Several threads write, sync, rename, append and take snapshots, while another process fills the
 /// disk and frees it again.
 #[test]
-fn full_in_the_middle_of_everything() {
+fn the_disk_fills_up_during_every_kind_of_work() {
     let test = "full-middle";
     let Some(place) = Place::new(test, LIMIT) else {
         return;

@@ -17,7 +17,7 @@ fn rounds() -> u64 {
 }
 
 #[test]
-fn what_was_synced_survives_a_killed_daemon() {
+fn synced_data_survives_a_killed_daemon() {
     let Some(place) = Place::new("kill", Duration::from_secs(60 + 30 * rounds())) else {
         return;
     };

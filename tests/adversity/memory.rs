@@ -16,7 +16,7 @@ const SMALL_FILES: u64 = 20_000;
 const OPEN_FILES: u64 = 3_000;
 
 #[test]
-fn memory_stays_within_what_is_said() {
+fn memory_stays_within_the_documented_bound() {
     let test = "memory-bound";
     let Some(place) = Place::new(test, Duration::from_secs(300)) else {
         return;
@@ -98,7 +98,7 @@ fn write_much(path: &Path) {
 
 /// Far too little memory, and a long commit interval.
 #[test]
-fn a_daemon_killed_for_want_of_memory_loses_nothing() {
+fn a_daemon_killed_for_lack_of_memory_loses_nothing() {
     let test = "memory-gone";
     let Some(place) = Place::new(test, Duration::from_secs(200)) else {
         return;

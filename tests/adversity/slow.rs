@@ -47,7 +47,7 @@ impl Drop for Throttle {
 }
 
 #[test]
-fn a_disk_slower_than_who_writes() {
+fn a_disk_slower_than_its_writers() {
     let test = "slow-disk";
     let Some(place) = Place::new(test, Duration::from_secs(240)) else {
         return;

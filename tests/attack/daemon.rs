@@ -57,7 +57,7 @@ fn root_asks(machine: &Machine, round: &str) {
 }
 
 #[test]
-fn root_is_not_answered_by_somebody_elses_process() {
+fn another_users_process_does_not_answer_root() {
     let Some(machine) = machine("attack-daemon") else {
         return;
     };
@@ -94,7 +94,7 @@ fn root_is_not_answered_by_somebody_elses_process() {
 }
 
 #[test]
-fn a_mount_of_somebody_else_stands_for_no_volume_of_roots() {
+fn another_users_mount_stands_for_no_volume_of_root() {
     let Some(machine) = machine("attack-bait") else {
         return;
     };
@@ -141,7 +141,7 @@ fn a_mount_of_somebody_else_stands_for_no_volume_of_roots() {
 }
 
 #[test]
-fn what_a_mount_says_is_its_source_is_not_looked_at() {
+fn the_source_that_a_mount_claims_is_ignored() {
     let Some(machine) = machine("attack-hang") else {
         return;
     };
@@ -320,7 +320,7 @@ fn a_lock_that_others_may_open_is_closed_to_them() {
 /// Any user who may open a directory may lock it. A lock on the volume's own directory has no
 /// effect, and removing the lock file admits nobody either.
 #[test]
-fn nobody_locks_a_volume_by_its_directory() {
+fn a_lock_on_the_directory_excludes_nobody() {
     let Some(machine) = machine("attack-flock") else {
         return;
     };

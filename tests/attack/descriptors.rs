@@ -118,7 +118,7 @@ fn a_pipe_behind_the_command_ends_with_it() {
 
 /// In the foreground, under a supervisor, only the standard streams stay.
 #[test]
-fn a_daemon_in_the_foreground_inherits_the_standard_streams_alone() {
+fn a_daemon_in_the_foreground_inherits_only_the_standard_streams() {
     let Some(place) = place("attack-foreground") else {
         return;
     };

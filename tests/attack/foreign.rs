@@ -112,7 +112,7 @@ fn set_id_programs_and_devices_of_an_imported_image_do_nothing() {
 }
 
 #[test]
-fn remounting_brings_nothing_back_by_the_way() {
+fn a_remount_restores_no_set_id_programs_or_devices() {
     let Some(place) = place("attack-foreign-remount") else {
         return;
     };

@@ -310,7 +310,7 @@ fn a_forged_succession_is_refused() {
 /// The attacker holds a set that was active before a renewal, and leaked. It is read-only now, and
 /// a statement under it has no effect: neither in the known incarnation nor for a new one.
 #[test]
-fn a_former_set_hands_nothing_over_any_more() {
+fn a_former_set_cannot_hand_over() {
     let machine = Machine::new();
     let victim = machine.create();
     let before = machine.open(&victim.store, None).unwrap();

@@ -367,14 +367,14 @@ fn everything(fs: &Filesystem) -> Vec<NodeId> {
 }
 
 #[test]
-fn what_is_sound_is_taken() {
+fn a_sound_image_is_imported() {
     let attacker = Attacker::new();
     let made = attacker.is_harmless("sound", attacker.stream(&sound(), &counters()));
     assert_eq!(made, [5, 6, 7]);
 }
 
 #[test]
-fn counters_of_an_image_count_for_nothing() {
+fn counters_of_an_image_are_ignored() {
     let attacker = Attacker::new();
     type Lie = fn(&mut Counters);
     let lies: [(&str, Lie); 9] = [
@@ -415,7 +415,7 @@ fn counters_of_an_image_count_for_nothing() {
 }
 
 #[test]
-fn rows_that_are_no_part_of_an_image_count_for_nothing() {
+fn rows_that_are_no_part_of_an_image_are_ignored() {
     let attacker = Attacker::new();
     let view = ViewRecord {
         kind: ViewKind::Snapshot,
@@ -602,7 +602,7 @@ fn contents_that_contradict_the_stream_are_refused() {
 }
 
 #[test]
-fn versions_have_no_place_in_an_image() {
+fn versions_in_an_image_are_refused() {
     let attacker = Attacker::new();
     for generation in [0, 2, 3, 1 << 62, u64::MAX] {
         let mut rows: Vec<Row> = sound()
@@ -617,7 +617,7 @@ fn versions_have_no_place_in_an_image() {
 }
 
 #[test]
-fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
+fn a_volume_with_a_circle_of_directories_becomes_read_only() {
     // Such a volume could have been imported before images were compared.
     let keystore = keystore();
     let store = MemoryStore::new();

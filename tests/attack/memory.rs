@@ -461,7 +461,7 @@ fn keys_under_a_plain_customer_key() {
 
 /// The daemon creates the platform keys and the volume itself.
 #[test]
-fn keys_of_a_daemon_that_has_made_them() {
+fn keys_of_a_daemon_that_created_them() {
     let Some(place) = Place::new("attack-memory-platform", Duration::from_secs(200)) else {
         return;
     };

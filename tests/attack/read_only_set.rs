@@ -105,7 +105,7 @@ impl Victim {
 }
 
 #[test]
-fn metadata_under_a_read_only_set_are_not_mounted() {
+fn metadata_under_a_read_only_set_is_not_mounted() {
     let victim = Victim::new();
     assert!(victim.findings().is_empty());
     victim.put(
@@ -122,7 +122,7 @@ fn metadata_under_a_read_only_set_are_not_mounted() {
 
 /// `meta.next` is read if `meta` does not open: it too must open under the active set.
 #[test]
-fn metadata_about_to_take_over_are_not_taken() {
+fn metadata_about_to_replace_meta_is_refused() {
     let victim = Victim::new();
     victim.put("meta", &[0; 3 * 4608]);
     victim.put(
@@ -136,7 +136,7 @@ fn metadata_about_to_take_over_are_not_taken() {
 
 /// Salvage of a damaged volume extracts nothing that the attacker put there.
 #[test]
-fn a_checkpoint_under_a_read_only_set_is_not_believed() {
+fn a_checkpoint_under_a_read_only_set_is_not_trusted() {
     let victim = Victim::new();
     // A well-formed checkpoint of the attacker's own metadata, under the set that they hold.
     let scratch = MemoryStore::new();
@@ -175,7 +175,7 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
 /// Inherited data that was not written since can be forged by other holders of its set; so `status`
 /// says how much that is.
 #[test]
-fn what_can_still_be_forged_is_counted() {
+fn bytes_that_can_still_be_forged_are_counted() {
     let victim = Victim::new();
     let fs = Filesystem::open(victim.open().unwrap(), quiet()).unwrap();
     // 9000 bytes in pages of 4032.

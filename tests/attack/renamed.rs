@@ -340,7 +340,7 @@ fn without_a_proof_nothing_is_done() {
 }
 
 #[test]
-fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
+fn a_stopped_daemon_keeps_no_command_waiting_for_ever() {
     let Some(machine) = machine("attack-stopped", &["mnt"]) else {
         return;
     };

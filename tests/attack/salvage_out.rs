@@ -209,8 +209,8 @@ fn attributes_of_a_link_are_its_own() {
 
 /// The same race run for real, in both gaps: whoever wins, only the created file is changed.
 #[test]
-fn whoever_races_gets_nothing() {
-    if !is_root("whoever_races_gets_nothing") {
+fn a_race_changes_only_the_created_file() {
+    if !is_root("a_race_changes_only_the_created_file") {
         return;
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::real::{Place, command, run};
-use crate::{LIMIT, begin_anew, of_action, records};
+use crate::{LIMIT, clear_records, of_action, records};
 
 fn sh(place: &Place, script: &str) {
     run(command("sh", ["-ec", script]).current_dir(place.path(""))).silent();
@@ -24,7 +24,7 @@ type Wanted = (&'static str, &'static str, &'static str, &'static str);
 /// Runs an action, and fails unless it left these records, each with the id of a volume.
 #[track_caller]
 fn leaves(place: &Place, wanted: &[Wanted], doing: impl FnOnce()) -> Vec<Value> {
-    begin_anew(place);
+    clear_records(place);
     doing();
     let found = records(place);
     for (action, outcome, path, mount_point) in wanted {
@@ -66,7 +66,7 @@ fn volumes_and_their_keys() {
         place.dir(dir);
     }
     let create = "create vol --customer-key file:key.pem --passphrase-file";
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(quiet(&format!("{create} wrong")).code, 0);
     leaves(
         &place,
@@ -199,7 +199,7 @@ fn snapshots_and_images() {
         sh(&place, "rm -r linked resealed imported stream");
     }
     sh(&place, "head -c 1000 /dev/zero > stream");
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(quietly(&place, "image import stream imported").code, 0);
     assert_eq!(of_action(&place, "import-image")[0]["outcome"], "refused");
 }
@@ -221,7 +221,7 @@ fn early_refusals() {
         ("check --repair mnt", "repair", "vol"),
         ("mount vol other -o log_file=/dev/full", "mount", "vol"),
     ] {
-        begin_anew(&place);
+        clear_records(&place);
         assert_ne!(quietly(&place, words).code, 0, "{words}");
         let found = of_action(&place, action);
         assert_eq!(found.len(), 1, "{words}: {found:#?}");
@@ -256,7 +256,7 @@ fn no_level_of_the_log_turns_it_off() {
         "audit=off",
         "bilayer::audit=off",
     ] {
-        begin_anew(&place);
+        clear_records(&place);
         run(place.bilayer(["create", "vol"]).env("BILAYER_LOG", level)).done();
         place.dir("mnt");
         run(place
@@ -282,7 +282,7 @@ fn a_volume_in_use_is_refused_once() {
     };
     let mounted = place.fresh("", "");
     place.dir("mnt2");
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(place.run("mount vol mnt2").code, 0);
     let refused = of_action(&place, "open-volume");
     assert_eq!(refused.len(), 1, "{refused:#?}");
@@ -308,7 +308,7 @@ fn a_volume_written_elsewhere_has_its_keys_unwrapped_once() {
     let lock = locks.find(|path| path.extension().is_some_and(|it| it == "lock"));
     let held = fs::File::open(lock.unwrap()).unwrap();
     held.lock().unwrap();
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(place.run("mount vol mnt").code, 0);
     let refused = of_action(&place, "open-volume");
     assert_eq!(refused.len(), 1, "{refused:#?}");

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::namespace::Namespace;
 use crate::real::{BILAYER, Place, command, have, is_alive, is_mount_point, need, run, wait_until};
-use crate::{LIMIT, begin_anew, of_action, records, records_in};
+use crate::{LIMIT, clear_records, of_action, records, records_in};
 
 #[test]
 fn only_the_owner_may_read_the_file() {
@@ -356,7 +356,7 @@ fn two_daemons_share_a_file() {
         place.mount("one", "mnt1", ""),
         place.mount("two", "mnt2", ""),
     ];
-    begin_anew(&place);
+    clear_records(&place);
     thread::scope(|scope| {
         for mounted in &mounts {
             let dir = mounted.path(".snapshots");

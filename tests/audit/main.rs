@@ -71,6 +71,6 @@ fn of_action(place: &Place, action: &str) -> Vec<Value> {
 }
 
 /// Removes all records.
-fn begin_anew(place: &Place) {
+fn clear_records(place: &Place) {
     let _ = fs::remove_file(place.path("keystore/audit.log"));
 }

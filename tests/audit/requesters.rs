@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::real::{Mounted, Place, command, have, need, run};
-use crate::{LIMIT, begin_anew, of_action};
+use crate::{LIMIT, clear_records, of_action};
 
 /// Users who own nothing.
 const OWNER: u32 = 65_534;
@@ -69,7 +69,7 @@ fn an_ordinary_user_in_the_mount() {
         ("delete-snapshot", &["rmdir", ".snapshots/y"]),
         ("create-image", &["mkdir", ".images/x"]),
     ] {
-        begin_anew(&place);
+        clear_records(&place);
         let pid = as_user(&mounted, OWNER, words);
         let record = only(&place, action);
         assert_eq!(record["outcome"], "done", "{record}");
@@ -86,7 +86,7 @@ fn a_thread_of_this_process() {
         return;
     };
     let mounted = place.fresh("", "");
-    begin_anew(&place);
+    clear_records(&place);
     let path = mounted.path(".snapshots/x");
     std::thread::spawn(|| fs::create_dir(path).unwrap())
         .join()
@@ -101,7 +101,7 @@ fn commands_that_a_daemon_serves() {
         return;
     };
     let mounted = place.fresh("", "");
-    begin_anew(&place);
+    clear_records(&place);
     let command = |words: &[&str]| pid_of_run(place.bilayer(words).stdout(Stdio::null()));
     let pid = command(&["snapshot", "create", "mnt", "x"]);
     asked(&only(&place, "create-snapshot"), 0, pid);
@@ -115,18 +115,18 @@ fn commands_that_a_daemon_serves() {
     let wraps = of_action(&place, "wrap");
     assert!(!wraps.is_empty());
     wraps.iter().for_each(|wrap| asked(wrap, 0, pid));
-    begin_anew(&place);
+    clear_records(&place);
     let pid = command(&["unmount", "mnt"]);
     asked(&only(&place, "unmount"), 0, pid);
     // The record of a mount names the command, and not the daemon.
-    begin_anew(&place);
+    clear_records(&place);
     let pid = command(&["mount", "vol", "mnt"]);
     let record = only(&place, "mount");
     asked(&record, 0, pid);
     let mounted_again = place.mounted(mounted.dir());
     assert_ne!(record["pid"], mounted_again.pid);
     // A requester that does not wait is recorded too.
-    begin_anew(&place);
+    clear_records(&place);
     let pid = command(&["unmount", "--lazy", "mnt"]);
     let is_recorded = || !of_action(&place, "unmount").is_empty();
     assert!(crate::real::wait_until(LIMIT, is_recorded));
@@ -137,7 +137,7 @@ fn commands_that_a_daemon_serves() {
     command(&["mount", "vol", "mnt"]);
     let mounted_again = place.mounted(mounted.dir());
     // umount(8) itself does not announce its user.
-    begin_anew(&place);
+    clear_records(&place);
     run(command_of("umount", "-i").arg(mounted_again.dir())).silent();
     assert!(crate::real::wait_until(LIMIT, || !of_action(
         &place, "unmount"
@@ -155,7 +155,7 @@ fn command_of(program: &str, word: &str) -> Command {
 }
 
 #[test]
-fn sudo_says_who_called_it() {
+fn the_caller_of_sudo_is_recorded() {
     let Some(place) = Place::new("audit-sudo", LIMIT) else {
         return;
     };
@@ -177,7 +177,7 @@ fn the_shutdown_ioctl() {
         return;
     }
     let mounted = place.fresh("", "");
-    begin_anew(&place);
+    clear_records(&place);
     // From inside it is another user: that one may not be able to run the interpreter.
     let program = "import fcntl, os, sys; root = os.open('.', 0); os.setuid(int(sys.argv[1])); \
                    fcntl.ioctl(root, 0x8004587d, bytes(4))";

@@ -90,7 +90,7 @@ fn stays(closed: &Closed, kind: Kind) {
 }
 
 #[test]
-fn counts_are_set_right() {
+fn wrong_counts_are_corrected() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "large").ino;
@@ -162,7 +162,7 @@ fn names_that_lead_nowhere_are_removed() {
 }
 
 #[test]
-fn what_has_lost_its_name_gets_one() {
+fn an_inode_without_a_name_gets_one() {
     let closed = Closed::new();
     let (mut file, mut dir) = (Ino(0), Ino(0));
     closed.tamper(|meta| {
@@ -184,7 +184,7 @@ fn what_has_lost_its_name_gets_one() {
 }
 
 #[test]
-fn contents_whose_inode_is_gone_get_another() {
+fn contents_without_an_inode_get_a_new_one() {
     let closed = Closed::new();
     let mut ino = Ino(0);
     closed.tamper(|meta| {
@@ -210,7 +210,7 @@ fn contents_whose_inode_is_gone_get_another() {
 }
 
 #[test]
-fn a_cycle_of_directories_is_opened() {
+fn a_cycle_of_directories_is_broken() {
     let closed = Closed::new();
     let mut dir = Ino(0);
     closed.tamper(|meta| {
@@ -244,7 +244,7 @@ fn a_size_that_hides_contents_grows() {
 }
 
 #[test]
-fn lists_of_what_is_to_go_name_nothing_that_is_used() {
+fn lists_of_removals_name_nothing_in_use() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "large").ino;
@@ -300,7 +300,7 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
 }
 
 #[test]
-fn two_names_in_one_place_are_told_apart() {
+fn two_names_at_one_position_are_distinguished() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file");
@@ -342,7 +342,7 @@ fn two_names_in_one_place_are_told_apart() {
 }
 
 #[test]
-fn what_waits_for_a_number_to_come_is_named_and_not_met() {
+fn records_of_future_numbers_are_reported_and_never_used() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let next = meta.counters().next_ino;
@@ -457,7 +457,7 @@ fn a_view_and_the_live_one_are_not_of_one_generation() {
 }
 
 #[test]
-fn what_cannot_be_read_is_reported_and_left() {
+fn unreadable_records_are_reported_and_left() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file").ino;

@@ -113,7 +113,7 @@ impl CheckProgress for Impatient {
 }
 
 #[test]
-fn it_ends_when_it_is_cancelled() {
+fn a_check_ends_when_it_is_cancelled() {
     let closed = Closed::new();
     let volume = open_volume(&closed.store, closed.path(), true);
     let ended = check::check(&volume, &OPTIONS, &Impatient);

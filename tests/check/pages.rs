@@ -82,7 +82,7 @@ fn a_missing_key_set_is_reported() {
 }
 
 #[test]
-fn objects_that_nobody_names_are_removed() {
+fn unnamed_objects_are_removed() {
     let closed = Closed::new();
     let largest = closed.largest();
     let folder = largest.rsplit_once('/').unwrap().0;

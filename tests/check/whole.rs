@@ -56,7 +56,7 @@ fn snapshots_images_and_everything_between_have_no_findings() {
 }
 
 #[test]
-fn after_a_kill_there_are_notes_alone_and_checking_writes_nothing() {
+fn after_a_kill_there_are_only_notes_and_checking_writes_nothing() {
     let mount = Mount::new();
     let (kept, handle) = mount.create(ROOT, "kept");
     mount.put(kept, handle, 0, &crate::large());
@@ -164,7 +164,7 @@ fn nothing_is_found_in_a_volume_that_is_written_to() {
 }
 
 #[test]
-fn how_much_memory_there_is_makes_no_difference() {
+fn the_memory_limit_does_not_change_the_findings() {
     let mount = Mount::new();
     for number in 0..400 {
         let dir = mount.mkdir(ROOT, &format!("d{number}"));

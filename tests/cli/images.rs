@@ -212,7 +212,7 @@ fn a_stream_passes_through_a_pipe() {
 }
 
 #[test]
-fn failures() {
+fn failures_are_explained() {
     let Some(victim) = Victim::new("cli-image-failures", true) else {
         return;
     };

@@ -122,7 +122,7 @@ fn status_shows_a_snapshot() {
 }
 
 #[test]
-fn dated_names() {
+fn unnamed_snapshots_are_named_after_the_time() {
     let Some(place) = place("cli-snapshot-prefix") else {
         return;
     };
@@ -149,7 +149,7 @@ fn dated_names() {
 }
 
 #[test]
-fn pruned() {
+fn snapshots_are_pruned() {
     let Some(place) = place("cli-snapshot-prune") else {
         return;
     };
@@ -286,7 +286,7 @@ fn results_are_the_same_mounted_or_not() {
 }
 
 #[test]
-fn failures() {
+fn failures_are_explained() {
     let Some(place) = place("cli-snapshot-failures") else {
         return;
     };

@@ -86,7 +86,7 @@ fn a_drill_leaves_the_original_as_it_was() {
 }
 
 #[test]
-fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
+fn an_older_copy_can_be_read_and_does_not_replace_the_original() {
     let Some(place) = with_file("identity-older", "") else {
         return;
     };
@@ -142,7 +142,7 @@ fn an_older_copy_that_is_refused_is_not_remembered() {
 }
 
 #[test]
-fn a_restored_copy_is_taken_where_the_original_is_gone() {
+fn a_restored_copy_is_accepted_when_the_original_is_gone() {
     let Some(place) = with_file("identity-taken", "") else {
         return;
     };

@@ -22,7 +22,7 @@ fn with_file(test: &'static str) -> Option<Place> {
 
 /// A command whose working directory has no path any more.
 #[test]
-fn a_copy_whose_place_cannot_be_told_is_not_written_to() {
+fn a_copy_at_an_unknown_location_is_not_written_to() {
     let Some(place) = with_file("identity-no-path") else {
         return;
     };
@@ -92,7 +92,7 @@ fn a_copy_on_a_filesystem_without_identity_is_not_the_volume() {
 
 /// A volume that is covered while it is used keeps the path that was remembered.
 #[test]
-fn the_record_names_no_place_that_was_guessed() {
+fn the_record_names_no_guessed_path() {
     let Some(place) = with_file("identity-guess") else {
         return;
     };
@@ -115,7 +115,7 @@ fn the_record_names_no_place_that_was_guessed() {
 /// Nothing is recorded in another keystore at the same path, or in none, and the unmount reports
 /// it.
 #[test]
-fn a_keystore_that_is_covered_was_not_told() {
+fn a_covered_keystore_got_no_record() {
     let Some(place) = with_file("identity-keystore") else {
         return;
     };

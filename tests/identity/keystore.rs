@@ -76,7 +76,7 @@ fn failure(place: &Place, mounted: &Mounted<'_>) -> Option<String> {
 }
 
 #[test]
-fn nothing_is_written_before_the_keystore_was_told() {
+fn nothing_is_written_before_the_keystore_has_a_record() {
     for ailment in &AILMENTS {
         let Some(place) = place("keystore-at-mount") else {
             return;
@@ -185,7 +185,7 @@ fn a_failure_while_it_is_mounted_is_logged_once_and_shown() {
 }
 
 #[test]
-fn an_unmount_that_cannot_tell_the_keystore_says_so() {
+fn an_unmount_that_cannot_write_the_record_says_so() {
     for ailment in &AILMENTS {
         let Some(place) = place("keystore-unmount") else {
             return;
@@ -248,7 +248,7 @@ fn the_daemon_ends_with_a_failure_too() {
 
 /// As a user to whom modes apply.
 #[test]
-fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
+fn a_keystore_without_write_permission_allows_no_writing() {
     let Some(place) = Place::new("keystore-mode", LIMIT) else {
         return;
     };
@@ -304,7 +304,7 @@ fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
 
 /// A new volume, and a copy that becomes one, are recorded before they exist.
 #[test]
-fn no_volume_begins_that_the_keystore_cannot_be_told_of() {
+fn no_volume_is_created_that_the_keystore_cannot_record() {
     for ailment in &AILMENTS {
         let Some(place) = place("keystore-begin") else {
             return;

@@ -183,7 +183,7 @@ fn a_place_is_free_when_its_volume_is_known_elsewhere() {
 /// A symbolic link at the path of a volume, or of a directory above it, does not make that another
 /// path.
 #[test]
-fn a_link_in_the_place_of_a_volume() {
+fn a_link_at_the_path_of_a_volume_is_no_other_path() {
     let Some(place) = volumes("replaced-link", &["one", "two"]) else {
         return;
     };
@@ -226,7 +226,7 @@ fn a_link_in_the_place_of_a_volume() {
 /// Somebody moves a volume that is open to the path of another one: only its owner may confirm that
 /// it belongs there.
 #[test]
-fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
+fn a_volume_moved_while_it_is_mounted_takes_over_no_path() {
     let Some(place) = volumes("replaced-taken", &["a", "c"]) else {
         return;
     };
@@ -254,7 +254,7 @@ fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
 
 /// Every operation that creates a volume takes over the path of the volume that was there.
 #[test]
-fn a_volume_that_is_made_takes_the_place() {
+fn a_new_volume_takes_over_the_path() {
     let Some(place) = volumes("replaced-made", &["vol", "source"]) else {
         return;
     };
@@ -308,7 +308,7 @@ fn the_volume_before_does_not_come_back() {
 
 /// `--create` creates a volume where there was none, not where one was removed.
 #[test]
-fn a_volume_that_was_taken_away_is_not_made_anew() {
+fn a_removed_volume_is_not_created_again() {
     let Some(place) = Place::new("replaced-vanished", LIMIT) else {
         return;
     };
@@ -334,7 +334,7 @@ fn a_volume_that_was_taken_away_is_not_made_anew() {
 
 /// Nor if its disk is mounted elsewhere than before.
 #[test]
-fn a_volume_that_was_taken_away_from_a_disk_is_not_made_anew() {
+fn a_volume_removed_with_its_disk_is_not_created_again() {
     let Some(place) = Place::new("replaced-vanished-disk", LIMIT) else {
         return;
     };

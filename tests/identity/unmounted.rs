@@ -5,7 +5,7 @@ use bilayer::fs::FsError;
 use crate::support::{Mount, PAGE, ROOT, pattern, quiet};
 
 #[test]
-fn closing_reports_what_the_keystore_does_not_know() {
+fn closing_reports_a_missing_record() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(1, 0, PAGE));
     let volumes = mount.keystore.path().join("platform/volumes");

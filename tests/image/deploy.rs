@@ -163,7 +163,7 @@ fn a_copy_of_a_copy() {
 }
 
 #[test]
-fn unlinked_files_in_use_stay_behind() {
+fn unlinked_files_in_use_are_left_out() {
     let disk = filled();
     let fs = disk.open("source");
     let (attr, handle) = fs
@@ -303,7 +303,7 @@ fn sizes() {
 }
 
 #[test]
-fn a_place_that_is_taken_is_refused() {
+fn an_occupied_directory_is_refused() {
     let disk = filled();
     for name in ["source", "copy"] {
         disk.with("source", |fs| make_image(fs, name));

@@ -337,7 +337,7 @@ fn sizes_are_inherited_or_given() {
 /// Neither plaintext nor a key, and no page of the volume: everything is under the stream's own
 /// set.
 #[test]
-fn the_stream_holds_sealed_bytes_alone() {
+fn the_stream_holds_only_sealed_bytes() {
     let disk = Disk::new();
     disk.create("source", None);
     let secret = b"a line that nobody but its owner is to see, in a file and in a name";
@@ -411,7 +411,7 @@ fn a_damaged_image_is_not_exported() {
 }
 
 #[test]
-fn keys_that_are_not_the_right_ones() {
+fn wrong_keys_are_refused() {
     let (here, there) = (Disk::new(), Disk::new());
     here.create("source", None);
     let (stream, _) = export_from(&here, "source", Transport::Keystore).unwrap();
@@ -449,7 +449,7 @@ fn keys_that_are_not_the_right_ones() {
 }
 
 #[test]
-fn customer_keys_that_are_not_the_right_ones() {
+fn wrong_customer_keys_are_refused() {
     let disk = Disk::new();
     let (own, other) = (new_key(&disk, "a.pem"), new_key(&disk, "b.pem"));
     disk.create("source", Some(&own));

@@ -201,7 +201,7 @@ fn parts_of_two_exports_do_not_mix() {
 }
 
 #[test]
-fn a_place_that_is_taken_is_refused_and_left_alone() {
+fn an_occupied_directory_is_refused_and_unchanged() {
     let (disk, stream) = small();
     let before = disk.tree("source");
     let error = import_to(&disk, "source", &stream, &import_options(&disk)).unwrap_err();

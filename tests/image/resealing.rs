@@ -49,7 +49,7 @@ fn whole_page(volume: &Volume, index: usize, page: u32) -> Vec<u8> {
 
 /// A truncation leaves the old bytes in the last page, which the source never shows.
 #[test]
-fn what_was_truncated_stays_behind() {
+fn truncated_bytes_are_not_resealed() {
     let (disk, options) = disk();
     disk.with("source", |fs| {
         let node = put(fs, ROOT, "file", &[(0, &pattern(1, 0, 2 * PAGE))]);
@@ -187,7 +187,7 @@ fn a_damaged_page_stops_it_and_is_named() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_begun() {
+fn a_deployment_that_does_not_fit_is_not_begun() {
     let (disk, options) = disk();
     disk.with("source", |fs| fill(fs, 1));
     let made = deploy_image(&disk, "copy", &options).unwrap();

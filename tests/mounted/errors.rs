@@ -111,7 +111,7 @@ fn every_refusal_has_a_cause_and_a_hint() {
 }
 
 #[test]
-fn without_the_right_to() {
+fn mounting_without_permission_is_explained() {
     let Some(machine) = Machine::open_to_users(TEST) else {
         return;
     };

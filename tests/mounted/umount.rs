@@ -61,7 +61,7 @@ fn a_busy_mount_stays_until_it_is_detached() {
 
 /// umount(8) handles an absolute path differently.
 #[test]
-fn by_every_kind_of_path() {
+fn a_mount_is_found_by_every_kind_of_path() {
     let Some(machine) = machine() else {
         return;
     };
@@ -140,7 +140,7 @@ fn a_bound_or_moved_mount_ends_with_its_last_mount_point() {
 }
 
 #[test]
-fn shared_mounts_come_and_go_in_both_places() {
+fn shared_mounts_appear_and_disappear_in_both_places() {
     let Some(machine) = machine() else {
         return;
     };
@@ -206,7 +206,7 @@ fn another_namespace_does_not_block_unmount() {
 }
 
 #[test]
-fn force_unmounts_what_does_not_answer() {
+fn force_unmounts_a_silent_mount() {
     let Some(machine) = machine() else {
         return;
     };

@@ -94,7 +94,7 @@ fn a_write_to_a_full_volume_is_refused() {
 /// A file that has been open for long and whose write was refused can be written when others free
 /// space.
 #[test]
-fn a_slow_log_is_told_and_goes_on_when_there_is_room() {
+fn a_refused_log_can_be_written_when_there_is_space() {
     let Some(place) = place("full-log") else {
         return;
     };
@@ -121,7 +121,7 @@ fn a_slow_log_is_told_and_goes_on_when_there_is_room() {
 
 /// Programs end with an error, and have not written far beyond the end.
 #[test]
-fn programs_are_told() {
+fn programs_get_an_error() {
     let Some(place) = place("full-programs") else {
         return;
     };

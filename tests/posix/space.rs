@@ -22,7 +22,7 @@ fn bytes_on_disk(dir: &Path) -> u64 {
 
 /// All effects of a reservation, on a volume with a limit of its own.
 #[test]
-fn a_promise_is_kept_on_a_full_volume() {
+fn a_reservation_holds_on_a_full_volume() {
     let Some(place) = place("promise-limit") else {
         return;
     };
@@ -35,7 +35,7 @@ fn a_promise_is_kept_on_a_full_volume() {
 
 /// The same on a full backing disk, through the mount and by other processes.
 #[test]
-fn a_promise_is_kept_on_a_full_disk() {
+fn a_reservation_holds_on_a_full_disk() {
     let test = "promise-disk";
     let Some(place) = place(test) else { return };
     let Some(disk) = Ext4::new(&place, test, 96, &["-m", "0"]) else {
@@ -53,7 +53,7 @@ fn a_promise_is_kept_on_a_full_disk() {
 
 /// Reserved space is reserved on the backing disk, also across a remount, and is given back to it.
 #[test]
-fn what_is_set_aside_is_on_the_disk_below() {
+fn reserved_space_is_on_the_backing_disk() {
     let Some(place) = place("set-aside") else {
         return;
     };
@@ -109,7 +109,7 @@ fn what_is_set_aside_is_on_the_disk_below() {
 /// `df` shows the limit, inodes are counted, and a full volume gives back the space of removed
 /// files.
 #[test]
-fn a_full_volume_gives_back_what_is_removed() {
+fn a_full_volume_gives_back_removed_space() {
     let Some(place) = place("full-volume") else {
         return;
     };

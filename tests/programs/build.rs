@@ -58,7 +58,7 @@ fn built(outcome: &Outcome, package: &str) -> bool {
 }
 
 #[test]
-fn cargo_builds_what_has_changed() {
+fn cargo_rebuilds_changed_sources() {
     let test = "cargo";
     let Some(place) = Place::new(test, TEST_LIMIT) else {
         return;
@@ -130,7 +130,7 @@ const MAKE: &str = "mkdir make; cd make
     strip program; is 43";
 
 #[test]
-fn make_builds_what_is_older() {
+fn make_rebuilds_outdated_targets() {
     let test = "make";
     let programs = [("make", "make"), ("cc", "gcc"), ("strip", "binutils")];
     if !equipped(test, &programs) {

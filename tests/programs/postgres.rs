@@ -396,7 +396,7 @@ fn a_cluster_survives_a_full_volume() {
 /// A copy out of the snapshot is what a crash at that moment would have left, with everything
 /// committed before, and nothing that was begun later.
 #[test]
-fn what_a_snapshot_shows_starts_up() {
+fn the_cluster_in_a_snapshot_starts() {
     let rounds = std::env::var(ROUNDS).map_or(SNAPSHOTS, |rounds| rounds.parse().unwrap());
     let limit = TEST_LIMIT + rounds * SCRIPT_LIMIT;
     let Some((place, found)) = prepared("postgres-snapshot", limit) else {

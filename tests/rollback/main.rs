@@ -182,7 +182,7 @@ fn reading_only_is_refused_too() {
 }
 
 #[test]
-fn older_metadata_alone_are_refused() {
+fn older_metadata_alone_is_refused() {
     let past = Past::new();
     let mixed = past.new_one();
     put_back(&mixed, "meta", &bytes_of(&past.old, "meta"));
@@ -311,7 +311,7 @@ fn accepted_once_it_begins_an_incarnation_of_its_own() {
 }
 
 #[test]
-fn accepting_what_is_not_older_changes_nothing() {
+fn accepting_a_current_volume_changes_nothing() {
     let past = Past::new();
     let new = past.new_one();
     let before = bytes_of(&new, "volume.json");
@@ -376,7 +376,7 @@ fn a_cut_at_every_call_of_accepting() {
 
 /// However often accepting begins and fails, the old metadata does not look newer.
 #[test]
-fn attempts_that_fail_leave_what_was_refused_refused() {
+fn failed_attempts_leave_the_volume_refused() {
     let past = Past::new();
     let store = past.old();
     let before = bytes_of(&store, "meta");
@@ -392,7 +392,7 @@ fn attempts_that_fail_leave_what_was_refused_refused() {
 
 /// A file that only looks like the coming metadata does not replace the existing metadata.
 #[test]
-fn metadata_that_were_slipped_in_are_not_taken() {
+fn metadata_that_was_slipped_in_is_refused() {
     let past = Past::new();
     let store = past.new_one();
     let next = StorePath::new("meta.next");

@@ -52,7 +52,7 @@ fn the_two_newest_are_kept_and_never_written_again() {
 }
 
 #[test]
-fn kept_views_come_with_it() {
+fn a_checkpoint_contains_kept_views() {
     let mount = Mount::new();
     mount.file(ROOT, "then", b"as it was");
     let taken = mount.fs.create_view(ViewKind::Snapshot, "monday", None, "");
@@ -179,7 +179,7 @@ fn the_power_may_fail_at_any_call() {
 }
 
 #[test]
-fn any_call_may_fail_and_the_volume_goes_on() {
+fn any_call_may_fail_and_the_volume_stays_usable() {
     for errno in [Errno::EIO, Errno::ENOSPC] {
         let fault = Fault::Error(errno);
         at_each_call(
@@ -198,7 +198,7 @@ fn any_call_may_fail_and_the_volume_goes_on() {
 }
 
 #[test]
-fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
+fn a_checkpoint_gives_way_on_a_full_disk() {
     let store = FaultyStore::with_options(FaultyOptions {
         capacity_bytes: Some(24 << 20),
         ..FaultyOptions::default()
@@ -258,7 +258,7 @@ fn one_is_made_at_a_clean_end_if_something_was_changed() {
 }
 
 #[test]
-fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
+fn an_unfinished_checkpoint_is_finished_by_the_next_use() {
     let (store, keystore) = with_one_and_a_part();
     let left = unfinished(&store).unwrap();
     let before = names(&store);
@@ -284,7 +284,7 @@ fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
 }
 
 #[test]
-fn one_that_is_not_finished_is_no_fault() {
+fn an_unfinished_checkpoint_is_no_fault() {
     let (store, keystore) = with_one_and_a_part();
     let volume = open_volume(&store, keystore.path(), false);
     let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
@@ -311,7 +311,7 @@ fn metadata_that_ends_with_a_checkpoint_is_not_older_than_it() {
 }
 
 #[test]
-fn an_unreadable_page_ends_the_attempt_and_keeps_what_there_is() {
+fn an_unreadable_page_ends_the_attempt_and_keeps_the_others() {
     let (store, keystore) = with_one();
     let before = names(&store);
     let mount = Mount::open(store, keystore, quiet()).unwrap();

@@ -18,7 +18,7 @@ fn unlink(store: &FaultyStore, path: &str) {
 }
 
 #[test]
-fn a_whole_volume_comes_out_whole() {
+fn an_intact_volume_is_extracted_completely() {
     for checkpoint in [false, true] {
         let victim = Victim::make(checkpoint);
         let taken = victim.salvage(&victim.copy()).unwrap();
@@ -61,7 +61,7 @@ fn a_page_of_an_object_costs_that_page() {
 }
 
 #[test]
-fn an_object_that_is_gone_costs_its_chunk() {
+fn a_missing_object_costs_its_chunk() {
     let victim = Victim::make(false);
     let store = victim.copy();
     let object = audit::objects(&store).pop_first().unwrap();
@@ -112,7 +112,7 @@ fn is_somewhere(taken: &Taken, contents: &[u8]) -> bool {
 }
 
 #[test]
-fn without_a_checkpoint_objects_come_out_whatever_page_of_meta_is_lost() {
+fn without_a_checkpoint_objects_are_extracted_whatever_page_of_meta_is_lost() {
     let victim = Victim::make(false);
     each_page_of_meta(&victim, |page, taken| {
         for (path, contents) in victim.now.iter().filter(|(_, bytes)| bytes.len() > 2048) {
@@ -175,7 +175,7 @@ fn without_meta_everything_is_as_of_the_checkpoint() {
 }
 
 #[test]
-fn without_meta_and_checkpoint_objects_come_out() {
+fn without_meta_and_checkpoint_objects_are_extracted() {
     let victim = Victim::make(false);
     for (how, damage) in losses() {
         let store = victim.copy();
@@ -199,7 +199,7 @@ fn without_meta_and_checkpoint_objects_come_out() {
 }
 
 #[test]
-fn meta_that_is_cut_short_loses_what_was_behind() {
+fn truncated_meta_loses_its_end() {
     let victim = Victim::make(true);
     let pages = length(&victim.copy(), "meta") / STRIDE;
     for left in (1..pages).step_by(5) {
@@ -279,7 +279,7 @@ fn metadata_that_was_about_to_replace_meta_is_found() {
 }
 
 #[test]
-fn a_volume_that_lost_its_lock_comes_out() {
+fn a_volume_without_its_lock_is_extracted() {
     let victim = Victim::make(false);
     let store = victim.copy();
     unlink(&store, "lock");

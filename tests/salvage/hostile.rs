@@ -39,7 +39,7 @@ fn entry(ino: Ino, kind: FileKind) -> Option<DirentRecord> {
 const DIRECTORY: Ino = Ino(2);
 
 #[test]
-fn names_that_lead_out_are_not_taken() {
+fn names_that_lead_outside_are_skipped() {
     let taken = with_records(|meta, batch| {
         for name in [
             &b".."[..],

@@ -75,7 +75,7 @@ fn same(one: &Path, before: &[String], other: &Path) {
 }
 
 #[test]
-fn what_was_mounted_comes_out_the_same() {
+fn a_mounted_tree_is_extracted_unchanged() {
     let Some(place) = Place::new("salvage", Duration::from_secs(300)) else {
         return;
     };

@@ -6,7 +6,7 @@ use bilayer::fs::types::{Caller, SetAttr, SetTime, Timespec, XattrMode};
 use crate::support::{ADMIN, Mount, ROOT, USER};
 
 #[test]
-fn what_is_set_stays() {
+fn attributes_that_are_set_stay() {
     let mount = Mount::new();
     let node = mount.file(ROOT, "f", b"x");
     let time = |secs| Timespec {

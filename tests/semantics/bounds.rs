@@ -278,7 +278,7 @@ fn when_generations_are_used_up_there_are_no_more_views() {
 
 /// The kernel may still know files of the view that had the number before, and their contents.
 #[test]
-fn a_number_that_is_used_again_is_told_from_before() {
+fn a_reused_number_is_distinguished_from_before() {
     let before_last = |counters: &mut Counters| counters.newest_view = ViewId(ViewId::MAX.0 - 1);
     let mut mount = counting(Mount::new(), before_last);
     mount.file(ROOT, "file", b"contents");

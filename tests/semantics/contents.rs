@@ -267,7 +267,7 @@ fn set_id_bits_are_removed_by_a_write() {
 
 /// One file can use all the space that `df` shows as free, although tags take part of a page.
 #[test]
-fn a_file_can_be_as_large_as_what_is_free() {
+fn one_file_can_fill_the_free_space() {
     let mount = Mount::with(Some(100 << 20), quiet());
     let free = || mount.fs.statfs().unwrap().blocks_free * 4096;
     assert_eq!(free(), 100 << 20);

@@ -54,7 +54,7 @@ fn every_entry_once() {
 }
 
 #[test]
-fn what_stays_is_listed_once_whatever_comes_and_goes() {
+fn a_listing_has_each_lasting_name_once() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "d");
     for n in 0..400 {

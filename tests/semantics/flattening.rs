@@ -199,7 +199,7 @@ fn hidden_parts_leave_the_list_without_a_copy() {
 
 /// Pages of the newest part that no sync has covered hide nothing after a power cut.
 #[test]
-fn what_is_not_durable_hides_nothing() {
+fn pages_that_are_not_durable_hide_nothing() {
     for synced in [false, true] {
         let mut layers = Layers::new(Mount::new(), CHUNK);
         layers.layers(FLAT);

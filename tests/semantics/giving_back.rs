@@ -76,7 +76,7 @@ fn check(mount: &Mount, shown: &[(String, Vec<u8>)]) {
 }
 
 #[test]
-fn without_views_only_what_is_seen_is_left() {
+fn without_views_only_visible_pages_are_left() {
     for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
         let mount = Mount::new();
         let mut shown = history(&mount);
@@ -133,7 +133,7 @@ fn holes_and_truncations_give_back_what_a_view_needed() {
 
 /// A file that only snapshots have gives back the pages that only the deleted one saw.
 #[test]
-fn files_that_are_gone_give_back_too() {
+fn deleted_files_give_back_their_pages_too() {
     let mount = Mount::new();
     let mut contents = pattern(1, 0, CHUNK);
     let file = mount.file(ROOT, "f", &contents);
@@ -161,7 +161,7 @@ fn files_that_are_gone_give_back_too() {
 
 /// Pages that are being written are neither lost nor given back.
 #[test]
-fn what_is_not_durable_yet_stays() {
+fn pages_that_are_not_durable_stay() {
     let mount = Mount::new();
     let mut contents = pattern(1, 0, CHUNK);
     let file = mount.file(ROOT, "f", &contents);
@@ -188,7 +188,7 @@ fn what_is_not_durable_yet_stays() {
 
 /// The contents of the other name are in the same object.
 #[test]
-fn what_a_copy_shares_stays() {
+fn pages_that_a_copy_shares_stay() {
     let mount = Mount::new();
     let contents = pattern(1, 0, CHUNK);
     let file = mount.file(ROOT, "f", &contents);

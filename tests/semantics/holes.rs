@@ -156,7 +156,7 @@ fn data_and_holes_are_found() {
 
 /// A page holds less than a block, so every block here begins and ends within a page.
 #[test]
-fn what_is_written_and_punched_by_blocks_is_found_there() {
+fn data_and_holes_of_whole_blocks_are_found() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     let size = 3 * CHUNK as u64;

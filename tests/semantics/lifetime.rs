@@ -46,7 +46,7 @@ fn a_file_that_the_kernel_knows_stays() {
 }
 
 #[test]
-fn closing_removes_what_is_still_open() {
+fn closing_removes_unlinked_open_files() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -56,7 +56,7 @@ fn closing_removes_what_is_still_open() {
 }
 
 #[test]
-fn a_kill_removes_what_was_still_open() {
+fn a_kill_removes_unlinked_open_files() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -85,7 +85,7 @@ fn objects_that_were_never_committed_are_swept() {
 /// Data that a killed process left in the kernel's cache is read by the next process: it must be
 /// durable before somebody relies on it.
 #[test]
-fn what_is_read_after_a_kill_survives_a_power_cut() {
+fn data_read_after_a_kill_survives_a_power_cut() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -169,7 +169,7 @@ fn a_read_only_filesystem_refuses_changes() {
 }
 
 #[test]
-fn what_was_shut_down_answers_nothing_more() {
+fn a_filesystem_answers_nothing_after_a_shutdown() {
     let mount = Mount::new();
     let kept = mount.file(ROOT, "kept", b"synced");
     let handle = mount.open_rw(kept);

@@ -67,7 +67,7 @@ fn writable_again_and_an_unclean_stop() {
 
 /// The kernel may send the forget of a removed file late.
 #[test]
-fn what_is_released_meanwhile_is_removed_later() {
+fn files_released_while_read_only_are_removed_later() {
     for comes_back in [true, false] {
         let mount = Mount::new();
         let (node, handle) = mount.create(ROOT, "f");
@@ -85,7 +85,7 @@ fn what_is_released_meanwhile_is_removed_later() {
 }
 
 #[test]
-fn what_was_opened_read_only_stays_so() {
+fn a_filesystem_opened_read_only_stays_so() {
     let mount = Mount::new();
     mount.file(ROOT, "f", b"x");
     let keystore = mount.keystore.clone();

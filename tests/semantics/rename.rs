@@ -38,7 +38,7 @@ fn tree() -> Mount {
 }
 
 #[test]
-fn over_what_there_is() {
+fn a_rename_over_existing_names() {
     for (from, to, expected) in [
         ("file", "new", Ok(())),
         ("file", "other", Ok(())),

@@ -112,7 +112,7 @@ fn the_whole_volume_is_restored() {
 
 /// A write is visible to a diff at once, also if nothing but the contents changed.
 #[test]
-fn what_was_just_written_differs() {
+fn unsynced_writes_differ() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "file");
     mount.put(node, handle, 0, &pattern(1, 0, 10_000));

@@ -50,7 +50,7 @@ fn either_side_changes_alone() {
 /// If a part above a shared one is lost with the process, the shared one must not become writable:
 /// it has the other file's contents.
 #[test]
-fn what_is_shared_stays_shared_when_the_process_ends() {
+fn shared_parts_stay_shared_when_the_process_ends() {
     let size = CHUNK;
     let mount = shared(size);
     mount.commit();

@@ -130,7 +130,7 @@ fn nothing_in_a_snapshot_changes() {
 }
 
 #[test]
-fn the_directory_of_snapshots_takes_nothing_else() {
+fn the_directory_of_snapshots_accepts_nothing_else() {
     let mount = Mount::new();
     let fs = &mount.fs;
     let dir = mount.at(".snapshots");
@@ -214,7 +214,7 @@ fn the_directory_of_snapshots_is_listed_whole() {
 }
 
 #[test]
-fn what_is_open_keeps_its_snapshot() {
+fn an_open_file_keeps_its_snapshot() {
     let mount = Mount::new();
     mount.file(ROOT, "file", b"bytes");
     take(&mount, "one");
@@ -236,7 +236,7 @@ fn what_is_open_keeps_its_snapshot() {
 
 /// In whichever order views are deleted, the others stay, and at the end nothing is left.
 #[test]
-fn views_go_in_any_order() {
+fn views_are_deleted_in_any_order() {
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
         let mut mount = Mount::new();
         let mut expected = Vec::new();
@@ -280,7 +280,7 @@ fn views_go_in_any_order() {
 }
 
 #[test]
-fn what_a_snapshot_holds_is_told() {
+fn the_space_of_a_snapshot_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
     take(&mount, "one");
@@ -364,7 +364,7 @@ fn the_live_file_keeps_its_length_when_a_snapshot_is_synced_or_copied() {
 
 /// A file deep in a replaced tree has lost its name there when the restore returns.
 #[test]
-fn a_tree_that_is_replaced_goes_as_a_whole() {
+fn a_replaced_tree_is_removed_completely() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     take(&mount, "one");
@@ -444,7 +444,7 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
 /// The whole volume is restored from a snapshot while the copy that will replace one path exists,
 /// which that snapshot does not have.
 #[test]
-fn the_whole_and_one_path_go_back_one_after_the_other() {
+fn the_whole_volume_and_one_path_are_restored_in_turn() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     for number in 0..300 {
@@ -471,7 +471,7 @@ fn the_whole_and_one_path_go_back_one_after_the_other() {
 
 /// A view that is deleted while the purge of another one is under way gets a purge of its own.
 #[test]
-fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
+fn a_view_deleted_during_another_purge_leaves_nothing() {
     let mount = Mount::new();
     for name in ["one", "two"] {
         take(&mount, name);
@@ -505,7 +505,7 @@ fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
 /// The next mount finishes a restore that a power cut interrupted, and never shows a mixture
 /// before.
 #[test]
-fn a_restore_that_was_cut_off_is_finished() {
+fn an_interrupted_restore_is_finished() {
     let mount = Mount::new();
     mount.file(ROOT, "file", b"before");
     take(&mount, "one");

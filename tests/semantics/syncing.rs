@@ -174,7 +174,7 @@ fn no_object_is_closed_before_it_is_synced() {
 }
 
 #[test]
-fn so_many_objects_are_open_and_no_more() {
+fn the_number_of_open_objects_is_bounded() {
     let mount = mount(true, 16);
     let watch = Watch::over(&mount.store);
     write_files(&mount, 1);

@@ -36,7 +36,7 @@ fn set(items: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_was_synced_survives_every_cut() {
+fn synced_data_survives_every_power_cut() {
     let store = FaultyStore::new();
     store.create_dir(&path("objects")).unwrap();
     store.sync_dir(&StorePath::root()).unwrap();
@@ -182,7 +182,7 @@ fn a_rename_across_directories_never_loses_both_names() {
 }
 
 #[test]
-fn what_was_moved_out_of_a_removed_directory_is_somewhere() {
+fn a_file_moved_out_of_a_removed_directory_survives() {
     let store = FaultyStore::new();
     for name in ["d", "e"] {
         store.create_dir(&path(name)).unwrap();
@@ -279,7 +279,7 @@ fn a_cut_falls_into_the_call() {
 }
 
 #[test]
-fn a_cut_in_a_sync_promises_nothing() {
+fn a_cut_in_a_sync_guarantees_nothing() {
     let store = store_with_durable_file(WriteUnit::Page);
     let file = store.open(&path("a"), OpenMode::ReadWrite).unwrap();
     file.write_at(&[2; 4096], 0).unwrap();

@@ -74,7 +74,7 @@ fn the_type_of_the_backing_filesystem_decides() {
 
 /// Not the type of the path, which may be covered, nor that of its first directory.
 #[test]
-fn a_bind_mount_is_what_it_shows() {
+fn a_bind_mount_has_the_type_of_its_filesystem() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bound = dir.path().join("bound");
     fs::create_dir(&bound).unwrap();
@@ -197,7 +197,7 @@ fn a_file_that_cannot_be_synced_is_an_error() {
 
 /// The descriptor is closed on return, so a failed write would not be reported any more.
 #[test]
-fn what_is_copied_is_durable_where_each_file_is_synced() {
+fn copied_files_are_durable_if_each_file_is_synced() {
     for each_file in [false, true] {
         let from = MemoryStore::new();
         create(&from, "a", &[7; 9000]);
@@ -222,7 +222,7 @@ fn what_is_copied_is_durable_where_each_file_is_synced() {
 }
 
 #[test]
-fn a_call_that_is_stalled_keeps_nobody_else() {
+fn a_stalled_call_blocks_no_other() {
     let store = FaultyStore::new();
     let file: Arc<dyn StoreFile> = create(&store, "a", b"");
     let stall = store.stall_when(|kind, at| kind == CallKind::Write && at.as_str() == "a");

@@ -152,7 +152,7 @@ fn unexpected_things_in_place_of_files() {
 }
 
 #[test]
-fn names_that_nobody_gave() {
+fn unexpected_names_are_harmless() {
     let keystore = Arc::new(PLAIN.keystore.copy());
     let mut table = Table::default();
     let id = "0123456789abcdef0123456789abcdef";
