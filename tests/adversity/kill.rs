@@ -28,19 +28,19 @@ fn synced_data_survives_a_killed_daemon() {
         .map(|number| Writer::new(mounted.dir(), number))
         .collect();
     mounted.unmount();
-    let mut promised = 0;
+    let mut guaranteed = 0;
     for round in 0..rounds() {
         // So that some kills also interrupt the commit timer.
         let mounted = place.mount("vol", "mnt", "commit=1");
         place.run("check mnt").done();
         writers.iter_mut().for_each(Writer::check);
         kill_while_writing(&place, mounted, round, &mut writers);
-        promised = writers.iter().map(Writer::promised).sum();
-        eprintln!("round {round}: {promised} files were promised");
+        guaranteed = writers.iter().map(Writer::guaranteed).sum();
+        eprintln!("round {round}: {guaranteed} files were guaranteed");
     }
     let mounted = place.mount("vol", "mnt", "");
     writers.iter_mut().for_each(Writer::check);
-    assert!(promised > 20, "{promised}");
+    assert!(guaranteed > 20, "{guaranteed}");
     mounted.unmount();
     // The volume is still usable as before.
     let mounted = place.mount("vol", "mnt", "");

@@ -11,7 +11,7 @@ mod disk;
 mod full;
 mod kill;
 mod memory;
-mod no_room;
+mod no_space;
 mod read_only;
 mod slow;
 mod surroundings;

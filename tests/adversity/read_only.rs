@@ -38,13 +38,13 @@ fn a_backing_filesystem_that_becomes_read_only() {
     fs::write(&trigger, "1").unwrap();
     // Callers get an error, and from then on nothing may be changed.
     open.write_all_at(&[1; 5000], 100_000).ok();
-    assert!(is_told(open.sync_all()), "fsync");
+    assert!(is_reported(open.sync_all()), "fsync");
     let latched = || {
         let written = fs::write(mounted.path("new"), b"x");
         written.is_err_and(|error| error.raw_os_error() == Some(libc::EROFS))
     };
     assert!(wait_until(Duration::from_secs(20), latched), "not latched");
-    assert!(is_told(write_synced(&mounted.path("other"), b"y")));
+    assert!(is_reported(write_synced(&mounted.path("other"), b"y")));
     // Synced data can be read all the time.
     for seed in 0..20 {
         let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
@@ -77,7 +77,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
     place.run("check disk/vol").done();
 }
 
-fn is_told(result: io::Result<()>) -> bool {
+fn is_reported(result: io::Result<()>) -> bool {
     let code = result.err().and_then(|error| error.raw_os_error());
     matches!(code, Some(libc::EIO | libc::EROFS))
 }

@@ -81,8 +81,8 @@ fn few_open_files_lose_nothing() {
         write_all(&mounted);
         mounted.unmount();
         let said = fs::read_to_string(place.path("log")).unwrap();
-        let is_told = said.contains("fewer files of the volume are kept open");
-        assert_eq!(is_told, right == WITHOUT_RIGHT || !may_raise(), "{said}");
+        let is_logged = said.contains("fewer files of the volume are kept open");
+        assert_eq!(is_logged, right == WITHOUT_RIGHT || !may_raise(), "{said}");
         let mounted = place.mount("vol", "mnt", "");
         compare(&mounted);
         mounted.unmount();

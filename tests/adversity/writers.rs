@@ -23,7 +23,7 @@ const CHUNK: usize = 4 << 20;
 
 /// The possible contents of a file.
 #[derive(Clone, Debug, Default)]
-struct Promise {
+struct Guarantee {
     /// Contents at the last fsync.
     synced: Vec<u8>,
     /// Bytes that were written over them since, from the start of the file on.
@@ -38,9 +38,9 @@ pub(crate) struct Writer {
     dir: PathBuf,
     number: u64,
     turn: u64,
-    promises: BTreeMap<String, Promise>,
+    guarantees: BTreeMap<String, Guarantee>,
     /// Files that were being changed when the writer failed: before and after.
-    doubts: BTreeMap<String, [Promise; 2]>,
+    doubts: BTreeMap<String, [Guarantee; 2]>,
 }
 
 /// Lengths as in real trees, few of them beyond a chunk.
@@ -62,14 +62,14 @@ impl Writer {
             dir,
             number,
             turn: 0,
-            promises: BTreeMap::new(),
+            guarantees: BTreeMap::new(),
             doubts: BTreeMap::new(),
         }
     }
 
     /// Number of files with synced contents.
-    pub(crate) fn promised(&self) -> usize {
-        self.promises.len()
+    pub(crate) fn guaranteed(&self) -> usize {
+        self.guarantees.len()
     }
 
     /// Works until an operation fails, or for `turns` operations. Returns the failure.
@@ -99,22 +99,22 @@ impl Writer {
     /// From here on the file is as before or has these contents, until the caller says which. If
     /// nothing was synced before, nothing is guaranteed.
     fn doubt(&mut self, name: &str, newer: &[u8]) {
-        if let Some(before) = self.promises.remove(name) {
-            let newer = Promise {
+        if let Some(before) = self.guarantees.remove(name) {
+            let newer = Guarantee {
                 synced: newer.to_vec(),
-                ..Promise::default()
+                ..Guarantee::default()
             };
             self.doubts.insert(name.to_owned(), [before, newer]);
         }
     }
 
-    fn promise(&mut self, name: &str, synced: Vec<u8>) {
+    fn note_synced(&mut self, name: &str, synced: Vec<u8>) {
         self.doubts.remove(name);
-        let promise = Promise {
+        let guarantee = Guarantee {
             synced,
-            ..Promise::default()
+            ..Guarantee::default()
         };
-        self.promises.insert(name.to_owned(), promise);
+        self.guarantees.insert(name.to_owned(), guarantee);
     }
 
     /// Creates the file or overwrites it in place, and syncs it.
@@ -126,10 +126,10 @@ impl Writer {
             file.sync_all()
         };
         // For a file that was truncated and half written, nothing is guaranteed.
-        self.promises.remove(name);
+        self.guarantees.remove(name);
         self.doubts.remove(name);
         synced(&data)?;
-        self.promise(name, data);
+        self.note_synced(name, data);
         Ok(())
     }
 
@@ -142,42 +142,42 @@ impl Writer {
         self.doubt(name, &data);
         fs::rename(&aside, &path)?;
         File::open(&self.dir)?.sync_all()?;
-        self.promise(name, data);
+        self.note_synced(name, data);
         Ok(())
     }
 
     /// Overwrites synced contents without a sync.
     fn overwrite(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let Some(promise) = self.promises.get_mut(name) else {
+        let Some(guarantee) = self.guarantees.get_mut(name) else {
             return Ok(());
         };
-        if promise.newer.is_some() {
+        if guarantee.newer.is_some() {
             return Ok(());
         }
-        let data = &data[..data.len().min(promise.synced.len())];
-        promise.newer = Some(data.to_vec());
+        let data = &data[..data.len().min(guarantee.synced.len())];
+        guarantee.newer = Some(data.to_vec());
         let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
         file.write_all_at(data, 0)
     }
 
     fn append(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let Some(promise) = self.promises.get_mut(name) else {
+        let Some(guarantee) = self.guarantees.get_mut(name) else {
             return Ok(());
         };
-        if !promise.appended.is_empty() {
+        if !guarantee.appended.is_empty() {
             // After a kill the end of the file would not be known.
             return Ok(());
         }
-        promise.appended = data.to_vec();
+        guarantee.appended = data.to_vec();
         let mut file = OpenOptions::new().append(true).open(self.dir.join(name))?;
         file.write_all(data)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        if !self.promises.contains_key(name) {
+        if !self.guarantees.contains_key(name) {
             return Ok(());
         }
-        self.promises.remove(name);
+        self.guarantees.remove(name);
         fs::remove_file(self.dir.join(name))
     }
 
@@ -185,19 +185,21 @@ impl Writer {
     pub(crate) fn check(&mut self) {
         let number = self.number;
         let read = |name: &str| fs::read(self.dir.join(name));
-        for (name, promise) in &self.promises {
+        for (name, guarantee) in &self.guarantees {
             let found = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-            if let Err(why) = promise.check(&found) {
+            if let Err(why) = guarantee.check(&found) {
                 panic!("{name} of writer {number}: {why}");
             }
         }
         for (name, may_be) in std::mem::take(&mut self.doubts) {
             let found = read(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
-            let fits = may_be.iter().find(|promise| promise.check(&found).is_ok());
-            let promise = fits.unwrap_or_else(|| {
+            let fits = may_be
+                .iter()
+                .find(|guarantee| guarantee.check(&found).is_ok());
+            let guarantee = fits.unwrap_or_else(|| {
                 panic!("{name} of writer {number} is neither as before nor as after")
             });
-            self.promises.insert(name, promise.clone());
+            self.guarantees.insert(name, guarantee.clone());
         }
         for entry in fs::read_dir(&self.dir).unwrap() {
             fs::read(entry.unwrap().path()).unwrap();
@@ -213,7 +215,7 @@ fn next_border(at: usize) -> usize {
     sealed.min(kernel).min(chunk + CHUNK)
 }
 
-impl Promise {
+impl Guarantee {
     fn check(&self, found: &[u8]) -> Result<(), String> {
         let kept = self.synced.len();
         if found.len() < kept || found.len() > kept + self.appended.len() {

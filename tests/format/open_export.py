@@ -46,7 +46,7 @@ class Stream:
 
     def take(self, length):
         data = self.file.read(length)
-        require(len(data) == length, "the stream is cut off")
+        require(len(data) == length, "the stream is truncated")
         self.digest.update(data)
         return data
 

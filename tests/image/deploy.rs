@@ -18,7 +18,7 @@ fn filled() -> Disk {
 /// Changes everything that [`fill`] created.
 fn change(fs: &Filesystem, seed: u8) {
     let at = |path| find(fs, path);
-    let cut = |node, size| {
+    let truncate = |node, size| {
         let changes = SetAttr {
             size: Some(size),
             ..SetAttr::default()
@@ -40,7 +40,7 @@ fn change(fs: &Filesystem, seed: u8) {
         &format!("new-{seed}"),
         &[(0, &pattern(seed, 0, 5 * PAGE))],
     );
-    cut(at("dir/large"), (CHUNK / 2 + 17) as u64);
+    truncate(at("dir/large"), (CHUNK / 2 + 17) as u64);
     let sparse = at("dir/sparse");
     let handle = fs.open_file(&ADMIN, sparse, libc::O_RDWR).unwrap();
     fs.fallocate(
@@ -52,7 +52,7 @@ fn change(fs: &Filesystem, seed: u8) {
     )
     .unwrap();
     fs.release(sparse, handle);
-    cut(at("dir/copy"), PAGE as u64);
+    truncate(at("dir/copy"), PAGE as u64);
     put(fs, at("dir"), "copy", &[(CHUNK - 5, &pattern(seed, 0, 50))]);
     fs.sync().unwrap();
 }

@@ -118,11 +118,11 @@ fn every_end_but_the_right_one_is_refused() {
     ]);
     for end in ends {
         let error = refused(&disk, &stream[..end], &options);
-        let cut = matches!(
+        let is_end = matches!(
             error,
             ImageError::Stream(StreamError::CutOff { .. } | StreamError::NotAnExport)
         );
-        assert!(cut, "{end}: {error:?}");
+        assert!(is_end, "{end}: {error:?}");
     }
     for more in [&b"\0"[..], &stream] {
         let error = refused(&disk, &[&*stream, more].concat(), &options);

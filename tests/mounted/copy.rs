@@ -156,7 +156,7 @@ fn check_pages(path: &Path, stride: usize, page: usize) -> usize {
         }
         assert!(
             stride.len() >= page,
-            "{}: page {number} is cut off",
+            "{}: page {number} is incomplete",
             path.display()
         );
         let payload = &stride[PAGE_HEADER_BYTES..page];

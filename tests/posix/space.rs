@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::control::{Ext4, OPTIONS, place, run_script};
 use crate::real::{noise, write_synced};
 
-const PROMISED: &str = include_str!("promised.py");
+const RESERVED: &str = include_str!("reserved.py");
 const KEPT: &str = "full ENOSPC True\nwritten ENOSPC\nback True\nand is used\n";
 
 fn bytes_on_disk(dir: &Path) -> u64 {
@@ -23,11 +23,11 @@ fn bytes_on_disk(dir: &Path) -> u64 {
 /// All effects of a reservation, on a volume with a limit of its own.
 #[test]
 fn a_reservation_holds_on_a_full_volume() {
-    let Some(place) = place("promise-limit") else {
+    let Some(place) = place("reserve-limit") else {
         return;
     };
     let mounted = place.fresh("--size 64M", OPTIONS);
-    assert_eq!(run_script(&place, mounted.dir(), PROMISED, &[]), KEPT);
+    assert_eq!(run_script(&place, mounted.dir(), RESERVED, &[]), KEPT);
     fs::remove_dir_all(mounted.path("work")).unwrap();
     mounted.unmount();
     assert_eq!(bytes_on_disk(&place.path("vol/objects")), 0);
@@ -36,7 +36,7 @@ fn a_reservation_holds_on_a_full_volume() {
 /// The same on a full backing disk, through the mount and by other processes.
 #[test]
 fn a_reservation_holds_on_a_full_disk() {
-    let test = "promise-disk";
+    let test = "reserve-disk";
     let Some(place) = place(test) else { return };
     let Some(disk) = Ext4::new(&place, test, 96, &["-m", "0"]) else {
         return;
@@ -47,7 +47,7 @@ fn a_reservation_holds_on_a_full_disk() {
     let mounted = place.mount(volume, "mnt", OPTIONS);
     let ballast = disk.dir().join("ballast");
     let words = [ballast.to_str().unwrap()];
-    assert_eq!(run_script(&place, mounted.dir(), PROMISED, &words), KEPT);
+    assert_eq!(run_script(&place, mounted.dir(), RESERVED, &words), KEPT);
     mounted.unmount();
 }
 

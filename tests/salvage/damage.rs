@@ -134,7 +134,7 @@ type Damage = fn(&FaultyStore);
 fn losses() -> [(&'static str, Damage); 4] {
     [
         ("deleted", |store| unlink(store, "meta")),
-        ("cut to nothing", |store| {
+        ("truncated to nothing", |store| {
             let file = store.open(&StorePath::new("meta"), OpenMode::ReadWrite);
             file.unwrap().set_len(0).unwrap();
         }),

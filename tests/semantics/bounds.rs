@@ -325,8 +325,8 @@ fn when_garbage_cannot_be_numbered_nothing_is_lost() {
     let large = pattern(1, 0, 100_000);
     mount.file(ROOT, "large", &large);
     let mount = counting(mount, |counters| counters.next_garbage = 1 << 62);
-    let cut = mount.truncate(mount.at("large"), 0);
-    assert_eq!(cut.err(), Some(Errno::ENOSPC));
+    let truncated = mount.truncate(mount.at("large"), 0);
+    assert_eq!(truncated.err(), Some(Errno::ENOSPC));
     assert_eq!(mount.contents(mount.at("large")), large);
     // It loses its name, and is removed later.
     mount.fs.unlink(ROOT, b"large").unwrap();

@@ -18,7 +18,7 @@ fn truncating_leaves_zeros_behind() {
         CHUNK,
         CHUNK + PAGE + 7,
     ] {
-        for cut in [
+        for len in [
             0,
             1,
             1_000,
@@ -30,12 +30,12 @@ fn truncating_leaves_zeros_behind() {
             CHUNK + 1,
         ] {
             for again in 0..3 {
-                if cut >= full {
+                if len >= full {
                     continue;
                 }
                 let mut mount = Mount::new();
                 let node = mount.file(ROOT, "f", &pattern(1, 0, full));
-                mount.truncate(node, cut as u64).unwrap();
+                mount.truncate(node, len as u64).unwrap();
                 match again {
                     1 => mount = mount.reopen(),
                     2 => {
@@ -47,11 +47,11 @@ fn truncating_leaves_zeros_behind() {
                 let node = mount.at("f");
                 // After a kill the length is the durable one from before the truncation.
                 let kept = mount.fs.getattr(node).unwrap().size as usize;
-                assert!(kept == cut || (again == 2 && kept < cut));
+                assert!(kept == len || (again == 2 && kept < len));
                 mount.truncate(node, full as u64 + 5).unwrap();
                 let mut expected = pattern(1, 0, kept);
                 expected.resize(full + 5, 0);
-                assert!(mount.contents(node) == expected, "{full} to {cut}, {again}");
+                assert!(mount.contents(node) == expected, "{full} to {len}, {again}");
                 let mount = mount.reopen();
                 assert!(mount.contents(mount.at("f")) == expected);
             }

@@ -248,7 +248,7 @@ fn check_report(
         }
         Some((at, error)) => {
             counts.reported.fetch_add(1, Ordering::Relaxed);
-            assert!(!failed_sync, "{met:?}: {error:?}, and writing goes on");
+            assert!(!failed_sync, "{met:?}: {error:?}, and writing continues");
             let synced = script.0.fs.sync();
             assert!(synced.is_ok(), "after step {at} and {error:?}: {synced:?}");
         }

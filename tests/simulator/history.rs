@@ -229,12 +229,12 @@ impl Versions {
     fn check(&self, number: Number, found: &[u8], ordered: Option<usize>, torn: &BTreeSet<usize>) {
         let versions = self.possible(ordered);
         let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
-        let cut_off =
+        let ends_at_a_chunk =
             found.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > found.len());
         let copied = self.grown.as_ref();
         let copied = copied.is_some_and(|grown| grown.contains(&found.len()));
         assert!(
-            sizes.contains(&found.len()) || cut_off || copied,
+            sizes.contains(&found.len()) || ends_at_a_chunk || copied,
             "file {number} is {} long, and was {sizes:?}",
             found.len()
         );

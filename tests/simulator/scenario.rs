@@ -98,7 +98,7 @@ fn work(
         }
         world.user = step.user;
         env.stats.operations += 1;
-        let goes_on = run_step(world, history, step, env);
+        let continues = run_step(world, history, step, env);
         env.remembered.note(world.mount());
         if store.is_cut() {
             return store
@@ -106,7 +106,7 @@ fn work(
                 .map(|call| (step.number, call.number - calls));
         }
         assert!(
-            goes_on,
+            continues,
             "an operation ended the round, and there was no cut"
         );
     }
@@ -164,7 +164,7 @@ fn run_step(
     if world.mount().fs.usage().sequence != sequence {
         history.committed_within(&before, model);
     }
-    promised(world, history, operation, target, env);
+    note_guarantees(world, history, operation, target, env);
     true
 }
 
@@ -181,7 +181,7 @@ fn apply(world: &mut World, operation: &Operation) -> Option<Result<(), Mismatch
 }
 
 /// Notes what a reported success guarantees.
-fn promised(
+fn note_guarantees(
     world: &World,
     history: &mut History,
     operation: &Operation,

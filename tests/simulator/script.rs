@@ -96,11 +96,11 @@ pub const STEPS: &[Step] = &[
         s.write("d/large", 2_000, &pattern(8, 0, 9_000))
     }),
     step("another snapshot", &[], |s| s.keep("two")),
-    step("cutting off", &["d/large"], |s| {
+    step("a truncation", &["d/large"], |s| {
         s.0.truncate(s.at("d/large")?, 30_000)?;
         s.sync()
     }),
-    step("emptying and writing anew", &["clone"], |s| {
+    step("emptying and rewriting", &["clone"], |s| {
         s.0.truncate(s.at("clone")?, 0)?;
         s.write("clone", 0, &pattern(4, 0, 40_000))
     }),
@@ -109,7 +109,7 @@ pub const STEPS: &[Step] = &[
             fs.fallocate(node, handle, 5_000, 20_000, Fallocate::PunchHole)
         })
     }),
-    step("a promise", &["clone"], |s| {
+    step("a reservation", &["clone"], |s| {
         s.change("clone", |fs, node, handle| {
             let mode = Fallocate::Allocate { keep_size: false };
             fs.fallocate(node, handle, 0, 60_000, mode)
@@ -123,19 +123,21 @@ pub const STEPS: &[Step] = &[
         let made = s.0.fs.checkpoint_now();
         made.map(|_| ()).map_err(|_| Errno::EIO)
     }),
-    step("the older snapshot goes", &[], |s| {
+    step("deleting the older snapshot", &[], |s| {
         s.drop(ViewKind::Snapshot, "one")
     }),
-    step("what it held", &[], Script::purge),
-    step("writing on", &["d/large"], |s| {
+    step("purging the older snapshot", &[], Script::purge),
+    step("more writing", &["d/large"], |s| {
         s.write("d/large", 20_000, &pattern(4, 0, 40_000))
     }),
-    step("what the timer does", &[], Script::run_maintenance),
+    step("a tick of the timer", &[], Script::run_maintenance),
     step("another name", &[], |s| {
         let renamed = s.0.fs.rename_view(ViewKind::Snapshot, "two", "three");
         renamed.map_err(|error| error.errno())
     }),
-    step("all goes back", &[], |s| s.restore("three", None)),
+    step("restoring the whole volume", &[], |s| {
+        s.restore("three", None)
+    }),
     step("moving", &["small", "d/moved"], |s| {
         s.rename("small", "d/moved")?;
         s.sync()
@@ -143,26 +145,28 @@ pub const STEPS: &[Step] = &[
     step("writing after that", &["d/large"], |s| {
         s.write("d/large", 9_000, &pattern(5, 0, 9_000))
     }),
-    step("one file goes back", &[], |s| {
+    step("restoring one file", &[], |s| {
         s.restore("three", Some("d/large"))
     }),
-    step("a directory goes back", &[], |s| {
+    step("restoring a directory", &[], |s| {
         s.restore("three", Some("d"))
     }),
     step("an image of now", &[], |s| s.image("now", None)),
-    step("the image goes", &[], |s| s.drop(ViewKind::Image, "image")),
-    step("what the image held", &[], Script::purge),
+    step("deleting the image", &[], |s| {
+        s.drop(ViewKind::Image, "image")
+    }),
+    step("purging the image", &[], Script::purge),
     step("the last writing", &["d/large"], |s| {
         s.write("d/large", 0, &pattern(6, 0, 50_000))
     }),
-    step("the last snapshot goes", &[], |s| {
+    step("deleting the last snapshot", &[], |s| {
         s.drop(ViewKind::Snapshot, "three")
     }),
-    step("what that held", &[], Script::purge),
-    step("the last image goes", &[], |s| {
+    step("purging the last snapshot", &[], Script::purge),
+    step("deleting the last image", &[], |s| {
         s.drop(ViewKind::Image, "now")
     }),
-    step("what all held", &[], Script::purge),
+    step("purging everything", &[], Script::purge),
 ];
 
 const fn step(

@@ -90,7 +90,7 @@ impl Edit {
             Self::Write { at, bytes, .. } => file().write_at(bytes, *at as u64).expect("write"),
             Self::Len { len, .. } => file().set_len(*len as u64).expect("set the length"),
             Self::Whole { bytes, .. } => {
-                file().set_len(0).expect("cut");
+                file().set_len(0).expect("set_len");
                 file().write_at(bytes, 0).expect("write");
             }
             Self::Remove { .. } => store.unlink(&path).expect("unlink"),

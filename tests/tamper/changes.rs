@@ -192,13 +192,16 @@ pub fn of_pages(state: &State, extent: Extent) -> Vec<Case> {
         cases.push(page.case("zeros", vec![page.put(vec![0; len])]));
         cases.push(page.case("random bytes", vec![page.put(noise(len, number + 77))]));
         cases.extend(exchanges(&all, number));
-        let cut = |len| {
+        let set_len = |len| {
             let path = page.path.to_owned();
             vec![Edit::Len { path, len }]
         };
-        cases.push(page.case("file cut before the page", cut(page.start())));
+        cases.push(page.case("file truncated before the page", set_len(page.start())));
         let within = [1, 64, 100, 512, len - 1][number % 5].min(len - 1);
-        cases.push(page.case("file cut within the page", cut(page.start() + within)));
+        cases.push(page.case(
+            "file truncated within the page",
+            set_len(page.start() + within),
+        ));
     }
     cases
 }

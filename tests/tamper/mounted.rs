@@ -137,8 +137,12 @@ const ATTACKS: [Attack; 14] = [
         |dir| replace(&dir.join("lock"), "pipe"),
         None,
     ),
-    ("meta cut", |dir| cut(&dir.join("meta"), 3 * 4608 + 5), None),
-    ("meta empty", |dir| cut(&dir.join("meta"), 0), None),
+    (
+        "meta truncated",
+        |dir| truncate(&dir.join("meta"), 3 * 4608 + 5),
+        None,
+    ),
+    ("meta empty", |dir| truncate(&dir.join("meta"), 0), None),
     (
         "every page of meta",
         |dir| {
@@ -150,12 +154,12 @@ const ATTACKS: [Attack; 14] = [
     ),
 ];
 
-fn cut(path: &Path, len: u64) {
+fn truncate(path: &Path, len: u64) {
     fs::File::options()
         .write(true)
         .open(path)
         .and_then(|file| file.set_len(len))
-        .expect("cut");
+        .expect("set_len");
 }
 
 /// Replaces a directory by a copy of another one.

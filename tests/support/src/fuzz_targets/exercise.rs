@@ -139,11 +139,11 @@ fn change(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
         let _ = fs.copy_file_range(node, 0, copy.node, 0, 1 << 22);
         fs.release(copy.node, other);
     }
-    let cut = SetAttr {
+    let truncation = SetAttr {
         size: Some(4_100),
         ..SetAttr::default()
     };
-    let _ = fs.setattr(&ROOT_USER, node, &cut);
+    let _ = fs.setattr(&ROOT_USER, node, &truncation);
     fs.release(node, handle);
     Ok(())
 }

@@ -30,7 +30,7 @@ enum Change<'a> {
         at: u32,
         len: u16,
     },
-    Cut(u32),
+    Truncate(u32),
     /// A position in the header, which ends first.
     Header {
         at: u16,
@@ -89,7 +89,7 @@ fn mutate(stream: &mut Vec<u8>, data: &[u8]) -> Result<()> {
                 let end = (place(at) + usize::from(count)).min(len);
                 stream.drain(place(at)..end);
             }
-            Change::Cut(at) => stream.truncate(place(at)),
+            Change::Truncate(at) => stream.truncate(place(at)),
             Change::Header { at, bytes } => {
                 let at = usize::from(at) % 1500 % len;
                 let end = (at + bytes.len()).min(len);

@@ -24,7 +24,7 @@ enum Change<'a> {
     Write { at: u16, bytes: &'a [u8] },
     Copy { from: u8, to: u8 },
     Zero(u8),
-    Cut(u16),
+    Truncate(u16),
 }
 
 /// Sealed bytes and their plaintext.
@@ -154,7 +154,7 @@ fn mutate(bytes: &mut Vec<u8>, unit: usize, data: &[u8]) -> Result<()> {
                 bytes.copy_within(range(from), range(to).start);
             }
             Change::Zero(number) => bytes[range(number)].fill(0),
-            Change::Cut(at) => bytes.truncate(usize::from(at)),
+            Change::Truncate(at) => bytes.truncate(usize::from(at)),
             _ => {}
         }
     }

@@ -40,7 +40,7 @@ enum Change<'a> {
         row: u8,
         key: &'a [u8],
     },
-    Cut {
+    Truncate {
         row: u8,
         len: u8,
     },
@@ -102,7 +102,7 @@ fn mutate(rows: &mut Vec<TableRow>, data: &[u8]) -> Result<()> {
             }
             Change::Value { row, value } => rows[choose(row)].1.1 = value.to_vec(),
             Change::Key { row, key } => rows[choose(row)].1.0 = key.to_vec(),
-            Change::Cut { row, len } => rows[choose(row)].1.1.truncate(usize::from(len)),
+            Change::Truncate { row, len } => rows[choose(row)].1.1.truncate(usize::from(len)),
             Change::CopyValue { from, to } => {
                 rows[choose(to)].1.1 = rows[choose(from)].1.1.clone();
             }

@@ -22,7 +22,7 @@ enum Change<'a> {
     /// Changes a byte of the ciphertext.
     Flip(u16, u8),
     /// Truncates the ciphertext.
-    Cut(u16),
+    Truncate(u16),
     /// Replaces a field by arbitrary text.
     Provider(&'a str),
     KeyVersion(&'a str),
@@ -105,7 +105,7 @@ fn change(set: &mut Value, role: &str, change: Change<'_>) {
     match change {
         Change::Replace(bytes) => record.ciphertext = bytes.to_vec(),
         Change::Flip(at, by) if len > 0 => record.ciphertext[usize::from(at) % len] ^= by,
-        Change::Cut(at) => record.ciphertext.truncate(usize::from(at)),
+        Change::Truncate(at) => record.ciphertext.truncate(usize::from(at)),
         Change::Provider(text) => record.provider = text.to_owned(),
         Change::KeyVersion(text) => record.key_version = text.to_owned(),
         Change::Algorithm(text) => record.algorithm = text.to_owned(),
