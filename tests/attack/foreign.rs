@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
-use crate::real::{Mounted, Outcome, Place, command, have, need, run};
+use crate::real::{Mounted, Outcome, Place, as_user, can_switch_users, run};
 
 const LIMIT: Duration = Duration::from_secs(150);
+/// An ordinary user.
+const USER: u32 = 1000;
 
 /// A place that ordinary users may enter, with a volume of the attacker's and its stream.
 fn place(test: &'static str) -> Option<Place> {
     drop(Place::new(test, LIMIT)?);
-    let missing = "setpriv is missing; install util-linux";
-    if !need(have("setpriv"), test, missing) {
+    if !can_switch_users(test) {
         return None;
     }
     let place = Place::at(test, LIMIT, Path::new("/var/tmp"));
@@ -55,19 +56,12 @@ fn fill(mounted: &Mounted<'_>) {
     fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).unwrap();
 }
 
-fn as_user(program: &str) -> std::process::Command {
-    let user = ["--reuid", "1000", "--regid", "1000", "--clear-groups", "--"];
-    let mut command = command("setpriv", user);
-    command.arg(program);
-    command
-}
-
 /// Whether an ordinary user becomes root by the program, and can open the device.
 fn works(mounted: &Mounted<'_>) -> (bool, bool) {
     let program = mounted.path("become");
-    let said = run(as_user(program.to_str().unwrap()).arg("-u")).done();
+    let said = run(as_user(USER).arg(&program).arg("-u")).done();
     let becomes_root = said.stdout.trim() == "0";
-    let opened = run(as_user("cat").arg(mounted.path("device")));
+    let opened = run(as_user(USER).arg("cat").arg(mounted.path("device")));
     (becomes_root, opened.code == 0)
 }
 

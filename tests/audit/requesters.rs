@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::real::{Mounted, Place, command, have, need, run};
+use crate::real::{Mounted, Place, as_user, can_switch_users, command, have, need, run};
 use crate::{LIMIT, clear_records, of_action};
 
-/// Users who own nothing.
+/// Owner of the root directory, and a user who owns nothing.
 const OWNER: u32 = 65_534;
 const STRANGER: u32 = 1;
 
@@ -20,23 +20,18 @@ fn pid_of_run(command: &mut Command) -> u32 {
     child.id()
 }
 
-/// A command prefix that runs a program as another user in the mount: only root can reach the
-/// directory itself.
-fn as_user(mounted: &Mounted<'_>, user: u32, words: &[&str]) -> u32 {
-    let user = user.to_string();
-    let mut as_user = command(
-        "setpriv",
-        ["--reuid", &user, "--regid", &user, "--clear-groups"],
-    );
-    pid_of_run(as_user.args(words).current_dir(mounted.dir()))
+/// Runs a command as another user in the mount, which that user could not enter by its path.
+/// Returns the process id.
+fn run_as(mounted: &Mounted<'_>, user: u32, words: &[&str]) -> u32 {
+    pid_of_run(as_user(user).args(words).current_dir(mounted.dir()))
 }
 
 /// The only record of that action.
 #[track_caller]
 fn only(place: &Place, action: &str) -> Value {
-    let mut found = of_action(place, action);
-    assert_eq!(found.len(), 1, "{action}: {found:#?}");
-    found.remove(0)
+    let mut recorded = of_action(place, action);
+    assert_eq!(recorded.len(), 1, "{action}: {recorded:#?}");
+    recorded.remove(0)
 }
 
 #[track_caller]
@@ -54,11 +49,7 @@ fn an_ordinary_user_in_the_mount() {
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
-    if !need(
-        have("setpriv"),
-        test,
-        "setpriv is missing; install util-linux",
-    ) {
+    if !can_switch_users(test) {
         return;
     }
     let mounted = place.fresh("", "");
@@ -70,7 +61,7 @@ fn an_ordinary_user_in_the_mount() {
         ("create-image", &["mkdir", ".images/x"]),
     ] {
         clear_records(&place);
-        let pid = as_user(&mounted, OWNER, words);
+        let pid = run_as(&mounted, OWNER, words);
         let record = only(&place, action);
         assert_eq!(record["outcome"], "done", "{record}");
         assert_eq!(record["mount_point"], mounted.dir().to_str().unwrap());
@@ -185,13 +176,13 @@ fn the_shutdown_ioctl() {
         let mut python = command("python3", ["-c", program, &user.to_string()]);
         pid_of_run(python.current_dir(mounted.dir()))
     };
-    let found = || of_action(&place, "shut-down");
+    let recorded = || of_action(&place, "shut-down");
     let pid = shut_down(STRANGER);
-    assert!(crate::real::wait_until(LIMIT, || found().len() == 1));
-    assert_eq!(found()[0]["outcome"], "refused");
-    asked(&found()[0], STRANGER, pid);
+    assert!(crate::real::wait_until(LIMIT, || recorded().len() == 1));
+    assert_eq!(recorded()[0]["outcome"], "refused");
+    asked(&recorded()[0], STRANGER, pid);
     let pid = shut_down(0);
-    assert!(crate::real::wait_until(LIMIT, || found().len() == 2));
-    assert_eq!(found()[1]["outcome"], "done");
-    asked(&found()[1], 0, pid);
+    assert!(crate::real::wait_until(LIMIT, || recorded().len() == 2));
+    assert_eq!(recorded()[1]["outcome"], "done");
+    asked(&recorded()[1], 0, pid);
 }

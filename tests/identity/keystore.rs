@@ -252,9 +252,8 @@ fn a_keystore_without_write_permission_allows_no_writing() {
     let Some(place) = Place::new("keystore-mode", LIMIT) else {
         return;
     };
-    const USER: &str = "--reuid=65534 --regid=65534 --clear-groups";
     let user = |words: &str| {
-        let mut command = command("setpriv", USER.split(' '));
+        let mut command = crate::real::as_user(65_534);
         command.arg(crate::real::BILAYER).args(words.split(' '));
         place.environment(&mut command);
         // Only root may be able to enter the directories above the test's own.

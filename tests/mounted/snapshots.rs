@@ -10,10 +10,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::real::{Mounted, Place, command, have, need, noise, run};
-use crate::users::AS_OTHER;
+use crate::real::{Mounted, Place, as_user, can_switch_users, command, have, need, noise, run};
 
 const LIMIT: Duration = Duration::from_secs(100);
+/// A user who is not root.
+const OTHER: u32 = 1;
 
 fn shell(dir: &Path, script: &str) -> Command {
     let mut shell = command("sh", ["-euxc", script]);
@@ -184,11 +185,7 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
-    if !need(
-        have("setpriv"),
-        test,
-        "setpriv is missing; install util-linux",
-    ) {
+    if !can_switch_users(test) {
         return;
     }
     let mounted = place.fresh("", "");
@@ -197,8 +194,9 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     fs::write(mounted.path("secret"), b"secret").unwrap();
     fs::set_permissions(mounted.path("secret"), PermissionsExt::from_mode(0o600)).unwrap();
     let other = |words: &str| {
-        let words: Vec<&str> = AS_OTHER.split(' ').chain(words.split(' ')).collect();
-        run(command(words[0], &words[1..]).current_dir(mounted.dir()))
+        run(as_user(OTHER)
+            .args(words.split(' '))
+            .current_dir(mounted.dir()))
     };
     assert_ne!(other("mkdir .snapshots/x").code, 0);
     fs::create_dir(mounted.path(".snapshots/x")).unwrap();
@@ -207,7 +205,7 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     assert_ne!(other("rmdir .snapshots/x").code, 0);
     assert_ne!(other("mv .snapshots/x .snapshots/y").code, 0);
     // The owner of the root directory may do so.
-    std::os::unix::fs::chown(mounted.dir(), Some(1), Some(1)).unwrap();
+    std::os::unix::fs::chown(mounted.dir(), Some(OTHER), Some(OTHER)).unwrap();
     other("mkdir .snapshots/mine").done();
     other("mv .snapshots/mine .snapshots/own").done();
     other("rmdir .snapshots/own").done();
@@ -280,7 +278,7 @@ fn snapshots_outlive_the_daemon() {
 /// Space is given back in the background.
 #[test]
 fn deleted_snapshots_free_their_space() {
-    let Some(place) = Place::new("snapshot-room", LIMIT) else {
+    let Some(place) = Place::new("snapshot-space", LIMIT) else {
         return;
     };
     let mounted = place.fresh("", "commit=1");
@@ -401,13 +399,13 @@ fn a_restore_is_seen_through_the_kernel() {
 }
 
 fn walk(dir: &Path) -> Vec<fs::Metadata> {
-    let mut found = Vec::new();
+    let mut all = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => found.extend(walk(&entry.path())),
-            Ok(metadata) => found.push(metadata),
+            Ok(metadata) if metadata.is_dir() => all.extend(walk(&entry.path())),
+            Ok(metadata) => all.push(metadata),
             Err(_) => {}
         }
     }
-    found
+    all
 }

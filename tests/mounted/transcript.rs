@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::real::{Place, is_alive, need, run, run_when_free};
+use crate::real::{Place, can_switch_users, is_alive, run, run_when_free};
 
 #[test]
 fn the_first_command_makes_and_mounts_a_volume() {
@@ -56,11 +56,7 @@ fn without_the_environment_the_keystore_is_in_the_users_data_directory() {
     let Some(place) = Place::new(test, Duration::from_secs(60)) else {
         return;
     };
-    if !need(
-        crate::real::have("setpriv"),
-        test,
-        "setpriv is missing; install util-linux",
-    ) {
+    if !can_switch_users(test) {
         return;
     }
     // Other users may not be able to enter the target directory, so the test uses one that they

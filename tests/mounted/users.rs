@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use crate::machine::Machine;
 use crate::namespace::Namespace;
-use crate::real::{BILAYER, Place, command, have, is_alive, need, run, run_when_free, wait_until};
+use crate::real::{
+    BILAYER, Place, as_user, command, have, is_alive, need, run, run_when_free, wait_until,
+};
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
@@ -27,14 +29,10 @@ pub(crate) fn give_to_nobody(place: &Place) {
 
 /// A command of that user.
 pub(crate) fn as_nobody(place: &Place, words: &[&str]) -> Command {
-    let id = NOBODY.to_string();
-    let mut as_user = command(
-        "setpriv",
-        ["--reuid", &id, "--regid", &id, "--clear-groups", "--"],
-    );
-    as_user.arg(place.path("bilayer")).args(words);
-    place.environment(&mut as_user);
-    as_user
+    let mut command = as_user(NOBODY);
+    command.arg(place.path("bilayer")).args(words);
+    place.environment(&mut command);
+    command
 }
 
 #[test]
@@ -70,38 +68,18 @@ fn a_user_mounts_through_fusermount() {
 
     let script = "set -e; cd mnt; echo mine > file; chmod 600 file; mkdir d; mv file d/file; \
                   ln -s d/file link; cat link; [ $(stat -c %u d) = 65534 ]";
-    let mut shell = as_nobody(&place, &[]);
-    shell = {
-        let mut plain = command(
-            "setpriv",
-            [
-                "--reuid=65534",
-                "--regid=65534",
-                "--clear-groups",
-                "sh",
-                "-c",
-                script,
-            ],
-        );
-        place.environment(&mut plain);
-        drop(shell);
-        plain
-    };
+    let mut shell = as_user(NOBODY);
+    shell.args(["sh", "-c", script]);
+    place.environment(&mut shell);
     assert_eq!(run(&mut namespace.inside(&shell)).done().stdout, "mine\n");
     // Only that user may enter the mount: not even root.
     let root = run(&mut namespace.inside(command("ls", ["mnt"]).current_dir(place.path(""))));
     assert_ne!(root.code, 0, "root reads a user's mount");
     // The /proc files of a process that is not dumpable belong to root: no other process of the
     // user can read its memory, its environment or its descriptors.
-    assert_eq!(
-        fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid(),
-        0
-    );
-    let mut peek = command(
-        "setpriv",
-        ["--reuid=65534", "--regid=65534", "--clear-groups", "cat"],
-    );
-    let peeked = run(peek.arg(format!("/proc/{pid}/environ")));
+    let environ = format!("/proc/{pid}/environ");
+    assert_eq!(fs::metadata(&environ).unwrap().uid(), 0);
+    let peeked = run(as_user(NOBODY).args(["cat", &environ]));
     assert_ne!(
         peeked.code, 0,
         "a user's process reads the daemon's environment"
@@ -113,17 +91,8 @@ fn a_user_mounts_through_fusermount() {
     let status = within(&["status", "--json", "mnt"]).done();
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     place.take_charge(status["daemon"]["pid"].as_i64().unwrap() as i32);
-    let mut fusermount = command(
-        "setpriv",
-        [
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "fusermount3",
-            "-u",
-            "mnt",
-        ],
-    );
+    let mut fusermount = as_user(NOBODY);
+    fusermount.args(["fusermount3", "-u", "mnt"]);
     place.environment(&mut fusermount);
     run(&mut namespace.inside(&fusermount)).silent();
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::real::{Outcome, Place, command, need, pid_of, run_within};
+use crate::real::{Outcome, Place, as_user, command, need, pid_of, run_within};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped};
 
 /// Any user except root: the server refuses to run as root.
@@ -75,19 +75,15 @@ impl<'a> Cluster<'a> {
 
     /// One of the programs as the cluster's user.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let id = USER.to_string();
-        let mut as_user = command(
-            "setpriv",
-            ["--reuid", &id, "--regid", &id, "--clear-groups"],
-        );
-        as_user.arg(self.programs.join(program)).args(arguments);
-        self.place.environment(&mut as_user);
-        as_user
+        let mut command = as_user(USER);
+        command.arg(self.programs.join(program)).args(arguments);
+        self.place.environment(&mut command);
+        command
             .env("PGDATA", &self.data)
             .env("PGHOST", &self.socket)
             .env("PGUSER", "owner")
             .env("PGDATABASE", "postgres");
-        as_user
+        command
     }
 
     #[track_caller]
@@ -253,7 +249,7 @@ fn prepared(test: &'static str, limit: Duration) -> Option<(Place, PathBuf)> {
 
 /// As [`prepared`], with options for the volume.
 fn prepared_of(test: &'static str, limit: Duration, options: &str) -> Option<(Place, PathBuf)> {
-    let Some(found) = programs() else {
+    let Some(programs) = programs() else {
         need(
             false,
             test,
@@ -267,16 +263,16 @@ fn prepared_of(test: &'static str, limit: Duration, options: &str) -> Option<(Pl
     let place = Place::at(test, limit, Path::new("/var/tmp"));
     fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
     place.run(&format!("create vol {options}")).done();
-    Some((place, found))
+    Some((place, programs))
 }
 
 #[test]
 fn a_cluster_is_whole_after_every_crash() {
-    let Some((place, found)) = prepared("postgres", TEST_LIMIT) else {
+    let Some((place, programs)) = prepared("postgres", TEST_LIMIT) else {
         return;
     };
     let mounted = place.mount("vol", "mnt", "");
-    let mut cluster = Cluster::new(&place, found);
+    let mut cluster = Cluster::new(&place, programs);
     cluster.make();
     cluster.start();
     cluster.run("pgbench", &["--initialize", "--quiet"]);
@@ -330,11 +326,11 @@ fn a_cluster_is_whole_after_every_crash() {
 fn a_cluster_survives_a_full_volume() {
     /// Files of 1 MiB, more than there is space for and than the kernel may hold back.
     const FILLERS: u32 = 400;
-    let Some((place, found)) = prepared_of("postgres-full", TEST_LIMIT, "--size 160M") else {
+    let Some((place, programs)) = prepared_of("postgres-full", TEST_LIMIT, "--size 160M") else {
         return;
     };
     let mounted = place.mount("vol", "mnt", "");
-    let mut cluster = Cluster::new(&place, found);
+    let mut cluster = Cluster::new(&place, programs);
     cluster.make();
     fs::write(mounted.path("ballast"), vec![1; 8 << 20]).unwrap();
     cluster.start();
@@ -399,11 +395,11 @@ fn a_cluster_survives_a_full_volume() {
 fn the_cluster_in_a_snapshot_starts() {
     let rounds = std::env::var(ROUNDS).map_or(SNAPSHOTS, |rounds| rounds.parse().unwrap());
     let limit = TEST_LIMIT + rounds * SCRIPT_LIMIT;
-    let Some((place, found)) = prepared("postgres-snapshot", limit) else {
+    let Some((place, programs)) = prepared("postgres-snapshot", limit) else {
         return;
     };
     let mounted = place.mount("vol", "mnt", "");
-    let mut cluster = Cluster::new(&place, found.clone());
+    let mut cluster = Cluster::new(&place, programs.clone());
     cluster.make();
     cluster.start();
     cluster.run("pgbench", &["--initialize", "--quiet"]);
@@ -428,7 +424,7 @@ fn the_cluster_in_a_snapshot_starts() {
 
         // It names the running server.
         fs::remove_file(copied.join("postmaster.pid")).unwrap();
-        let mut copy = Cluster::of(&place, found.clone(), copied, &format!("socket-{name}"));
+        let mut copy = Cluster::of(&place, programs.clone(), copied, &format!("socket-{name}"));
         let socket = copy.socket.display();
         copy.set(&format!("unix_socket_directories = '{socket}'\n"));
         copy.start();

@@ -237,6 +237,22 @@ pub fn command<A: AsRef<OsStr>>(
     command
 }
 
+/// A command that runs the program and arguments that are added to it as another user.
+pub fn as_user(user: u32) -> Command {
+    let id = user.to_string();
+    let words = ["--reuid", &id, "--regid", &id, "--clear-groups", "--"];
+    command("setpriv", words)
+}
+
+/// True if a test can use [`as_user`].
+pub fn can_switch_users(test: &str) -> bool {
+    need(
+        have("setpriv"),
+        test,
+        "setpriv is missing; install util-linux",
+    )
+}
+
 /// True while there is such a process, and it is no zombie.
 pub fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
