@@ -137,7 +137,7 @@ def unwrap_set(header, request):
 
 
 def mac_keys(export, key_set):
-    """Of the header and of the end."""
+    """Returns the MAC keys of the header and of the end."""
     name, joined = b"bilayer export", b""
     for layer, dek in (
         (CUSTOMER, key_set.customer),

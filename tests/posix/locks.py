@@ -1,4 +1,4 @@
-"""Locks between processes: each question is asked in a process of its own."""
+"""Locks between processes: each attempt runs in a process of its own."""
 import_lock = struct.Struct("hhqqi4x")
 OFD_GETLK, OFD_SETLK, OFD_SETLKW = 36, 37, 38
 

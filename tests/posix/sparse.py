@@ -49,8 +49,8 @@ def blocks():
 
 
 def near(bytes_, expected):
-    """Allocation within two pages for every one of the four stretches, and 2 % for what a page of
-    metadata takes."""
+    """True if the allocation differs by at most two pages for each of the four ranges, and 2 % for
+    the headers of pages."""
     return abs(bytes_ - expected) <= expected // 50 + 8 * 4096
 
 

@@ -54,7 +54,7 @@ def opened(path, flags, function):
 
 
 def both(path):
-    """Times of a long time ago, so that reading moves the first."""
+    """Sets old times, so that a read updates the access time."""
     utimensat(path, (1000, 0), (2000, 0))
 
 
@@ -111,7 +111,7 @@ say("# reading")
 
 
 def cold(path):
-    """Reads what the kernel does not have: what it has, a mount does not hear of."""
+    """Reads uncached data: the kernel does not tell a mount about reads of cached data."""
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

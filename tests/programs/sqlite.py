@@ -1,9 +1,9 @@
-"""What tests/programs/sqlite.rs has done with SQLite.
+"""The SQLite programs of tests/programs/sqlite.rs.
 
-    sqlite.py write FILE JOURNAL SYNCHRONOUS FIRST   transactions; says each number when committed
-    sqlite.py count FILE TIMES                       adds one so often, beside others
+    sqlite.py write FILE JOURNAL SYNCHRONOUS FIRST   transactions; prints each number when committed
+    sqlite.py count FILE TIMES                       adds one this many times, beside others
     sqlite.py check FILE                             integrity, then all numbers
-    sqlite.py total FILE                             integrity, then what was counted
+    sqlite.py total FILE                             integrity, then the total
 """
 
 import itertools
