@@ -40,8 +40,8 @@ fn fill(dir: &Path, prefix: &str, len: usize) -> Vec<(String, u64)> {
 
 fn check(dir: &Path, synced: &[(String, u64)], len: usize) {
     for (name, seed) in synced {
-        let found = fs::read(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(found == noise(*seed, len), "{name} is not what was synced");
+        let actual = fs::read(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(actual == noise(*seed, len), "{name} is not what was synced");
     }
 }
 
@@ -121,7 +121,7 @@ fn a_disk_that_others_fill_does_not_break_the_volume() {
     assert!(fs::read(mounted.path("kept")).unwrap() == noise(1, 500_000));
     fs::remove_file(&ballast).unwrap();
     let written = write_synced(&mounted.path("after"), &noise(2, 500_000));
-    written.unwrap_or_else(|error| panic!("after room was made: {error}"));
+    written.unwrap_or_else(|error| panic!("after space was freed: {error}"));
     mounted.unmount();
     let mounted = place.mount("disk/vol", "mnt", "");
     assert!(fs::read(mounted.path("kept")).unwrap() == noise(1, 500_000));

@@ -123,13 +123,13 @@ fn a_daemon_killed_for_lack_of_memory_loses_nothing() {
     }
     assert!(failed, "the limit has no effect");
     let gone = wait_until(Duration::from_secs(30), || !is_alive(mounted.pid));
-    assert!(gone, "whoever writes is refused, and the daemon lives");
+    assert!(gone, "writers get errors, but the daemon is alive");
     mounted.kill();
     mounted.take_away();
     let mounted = place.mount("vol", "mnt", "");
     for seed in 0..50 {
-        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
-        assert!(found == noise(seed, 9_000), "synced-{seed}");
+        let actual = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(actual == noise(seed, 9_000), "synced-{seed}");
     }
     mounted.unmount();
     place.run("check vol").done();

@@ -47,8 +47,8 @@ fn a_backing_filesystem_that_becomes_read_only() {
     assert!(is_reported(write_synced(&mounted.path("other"), b"y")));
     // Synced data can be read all the time.
     for seed in 0..20 {
-        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
-        assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
+        let actual = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(actual[..40_000] == noise(seed, 40_000), "synced-{seed}");
     }
     let said = fs::read_to_string(&log).unwrap();
     assert!(said.contains("read-only from now on"), "{said}");
@@ -68,9 +68,9 @@ fn a_backing_filesystem_that_becomes_read_only() {
     disk.mount().unwrap();
     let mounted = place.mount("disk/vol", "mnt", "");
     for seed in 0..20 {
-        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
-        assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
-        assert!(seed == 0 || found.len() == 40_000);
+        let actual = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(actual[..40_000] == noise(seed, 40_000), "synced-{seed}");
+        assert!(seed == 0 || actual.len() == 40_000);
     }
     write_synced(&mounted.path("after"), &noise(99, 50_000)).unwrap();
     mounted.unmount();

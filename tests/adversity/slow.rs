@@ -93,15 +93,15 @@ fn a_disk_slower_than_its_writers() {
     let mounted = place.mount("disk/vol", "mnt", "");
     for writer in 0..2u64 {
         let mut file = File::open(mounted.path(&format!("large-{writer}"))).unwrap();
-        let mut found = vec![0; 1 << 20];
+        let mut actual = vec![0; 1 << 20];
         for piece in 0..WRITTEN_MIB / 2 {
-            file.read_exact(&mut found).unwrap();
-            assert!(found == noise(writer << 32 | piece, 1 << 20), "{piece}");
+            file.read_exact(&mut actual).unwrap();
+            assert!(actual == noise(writer << 32 | piece, 1 << 20), "{piece}");
         }
     }
     for number in 0..20 {
-        let found = fs::read(mounted.path(&format!("small-{number}"))).unwrap();
-        assert!(found == noise(number, 3000), "small-{number}");
+        let actual = fs::read(mounted.path(&format!("small-{number}"))).unwrap();
+        assert!(actual == noise(number, 3000), "small-{number}");
     }
     mounted.unmount();
     place.run("check disk/vol").done();

@@ -23,8 +23,8 @@ fn write_all(mounted: &Mounted<'_>) {
 
 fn compare(mounted: &Mounted<'_>) {
     for number in 0..FILES {
-        let found = fs::read(mounted.path(&format!("{number}"))).unwrap();
-        assert!(found == contents(number), "{number}");
+        let actual = fs::read(mounted.path(&format!("{number}"))).unwrap();
+        assert!(actual == contents(number), "{number}");
     }
 }
 

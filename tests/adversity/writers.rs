@@ -186,16 +186,16 @@ impl Writer {
         let number = self.number;
         let read = |name: &str| fs::read(self.dir.join(name));
         for (name, guarantee) in &self.guarantees {
-            let found = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-            if let Err(why) = guarantee.check(&found) {
+            let actual = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Err(why) = guarantee.check(&actual) {
                 panic!("{name} of writer {number}: {why}");
             }
         }
         for (name, may_be) in std::mem::take(&mut self.doubts) {
-            let found = read(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let actual = read(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
             let fits = may_be
                 .iter()
-                .find(|guarantee| guarantee.check(&found).is_ok());
+                .find(|guarantee| guarantee.check(&actual).is_ok());
             let guarantee = fits.unwrap_or_else(|| {
                 panic!("{name} of writer {number} is neither as before nor as after")
             });
@@ -216,21 +216,21 @@ fn next_border(at: usize) -> usize {
 }
 
 impl Guarantee {
-    fn check(&self, found: &[u8]) -> Result<(), String> {
+    fn check(&self, actual: &[u8]) -> Result<(), String> {
         let kept = self.synced.len();
-        if found.len() < kept || found.len() > kept + self.appended.len() {
-            return Err(format!("{} bytes of {kept} that were synced", found.len()));
+        if actual.len() < kept || actual.len() > kept + self.appended.len() {
+            return Err(format!("{} bytes of {kept} that were synced", actual.len()));
         }
         let newer = self.newer.as_deref().unwrap_or_default();
         let mut at = 0;
-        while at < found.len() {
-            let mut end = next_border(at).min(found.len());
+        while at < actual.len() {
+            let mut end = next_border(at).min(actual.len());
             for border in [kept, newer.len()] {
                 if at < border && border < end {
                     end = border;
                 }
             }
-            let piece = &found[at..end];
+            let piece = &actual[at..end];
             let right = if at < kept {
                 piece == &self.synced[at..end] || newer.get(at..end) == Some(piece)
             } else {
@@ -240,7 +240,7 @@ impl Guarantee {
             if !right {
                 return Err(format!(
                     "bytes {at} to {end} of {} are neither old nor new",
-                    found.len()
+                    actual.len()
                 ));
             }
             at = end;

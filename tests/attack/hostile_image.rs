@@ -87,8 +87,9 @@ fn sound() -> Vec<Row> {
 /// Changes an inode's record.
 fn amend(rows: &mut [Row], ino: u64, change: impl FnOnce(&mut InodeRecord)) {
     let key = keys::inode(Ino(ino));
-    let mut found = rows.iter_mut();
-    let row = found.find(|(table, at, _)| *table == Table::Inode && *at == key);
+    let row = rows
+        .iter_mut()
+        .find(|(table, at, _)| *table == Table::Inode && *at == key);
     let value = &mut row.unwrap().2;
     let mut record = InodeRecord::decode(value).unwrap();
     change(&mut record);

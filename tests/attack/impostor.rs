@@ -23,8 +23,8 @@ const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 /// A machine on which users mount, with a `/tmp` of its own.
 pub(crate) fn machine(test: &'static str) -> Option<Machine> {
     let machine = Machine::open_to_users(test)?;
-    let found = have("fusermount3") && have("setpriv") && Path::new(PYTHON).exists();
-    if !need(found, test, "fuse3, util-linux or python3 is missing") {
+    let is_possible = have("fusermount3") && have("setpriv") && Path::new(PYTHON).exists();
+    if !need(is_possible, test, "fuse3, util-linux or python3 is missing") {
         return None;
     }
     machine.namespace.open_fuse_device_to_users(&machine.place);

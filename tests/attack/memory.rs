@@ -315,10 +315,10 @@ fn search(pid: i32, secrets: &[Secret]) -> Sightings {
             if !may_start[first_two(&bytes[at..at + 2])] {
                 continue;
             }
-            let Some(found) = by_start.get(&bytes[at..at + PIECE_BYTES]) else {
+            let Some(matches) = by_start.get(&bytes[at..at + PIECE_BYTES]) else {
                 continue;
             };
-            for &(number, piece) in found {
+            for &(number, piece) in matches {
                 let address = mapping.start + at as u64;
                 let place = (number, piece, mapping.kind);
                 sightings.entry(place).or_default().push(address);

@@ -249,11 +249,11 @@ impl Machines {
             fs.checkpoint_now().unwrap();
             fs.close().unwrap();
             drop(fs);
-            let found = attack(&self.path("vol"), &self.owner());
-            assert_eq!((found.superblocks, found.metadata), (2, 1), "{found:?}");
-            assert!(found.checkpoints > 0 && found.objects > 3, "{found:?}");
-            let found = attack(&self.path("vol"), attacker);
-            assert_eq!(found, Opened::default());
+            let opened = attack(&self.path("vol"), &self.owner());
+            assert_eq!((opened.superblocks, opened.metadata), (2, 1), "{opened:?}");
+            assert!(opened.checkpoints > 0 && opened.objects > 3, "{opened:?}");
+            let opened = attack(&self.path("vol"), attacker);
+            assert_eq!(opened, Opened::default());
         }
     }
 }
@@ -321,8 +321,8 @@ fn an_image_deployed_to_the_same_holder_shares_its_keys() {
     drop(fs);
     let copy = machines.directory("copy");
     let same = machines.receiver(copy, "own-keystore", Some("own.pem"));
-    let found = attack(&machines.path("vol"), &same);
-    assert!(found.metadata > 0 && found.objects > 0, "{found:?}");
+    let opened = attack(&machines.path("vol"), &same);
+    assert!(opened.metadata > 0 && opened.objects > 0, "{opened:?}");
 }
 
 #[test]
@@ -419,8 +419,8 @@ fn the_daemon_of_a_mounted_volume_gives_no_key_away() {
     let importer = Holdings::of(&open("there", "elsewhere", "own.pem"));
     assert_eq!(attack(&place.path("vol"), &importer), Opened::default());
     let owner = Holdings::of(&open("vol", "keystore", "own.pem"));
-    let found = attack(&place.path("vol"), &owner);
-    assert!(found.metadata > 0 && found.objects > 1, "{found:?}");
+    let opened = attack(&place.path("vol"), &owner);
+    assert!(opened.metadata > 0 && opened.objects > 1, "{opened:?}");
     // And they have what they were given.
     let options = "customer_key=file:theirs.pem,platform_keystore=theirs";
     let copy = place.mount("copy", "mnt", options);

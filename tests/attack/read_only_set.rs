@@ -100,7 +100,7 @@ impl Victim {
             memory_bytes: 1 << 20,
         };
         let report = check::check(&self.open().unwrap(), &options, &check::NoProgress).unwrap();
-        report.findings.iter().map(|found| found.kind).collect()
+        report.findings.iter().map(|finding| finding.kind).collect()
     }
 }
 
@@ -115,8 +115,8 @@ fn metadata_under_a_read_only_set_is_not_mounted() {
     let opened = Filesystem::open(victim.open().unwrap(), quiet());
     let message = opened.expect_err("forged metadata").to_string();
     assert!(message.contains("page 0 was refused"), "{message}");
-    let found = victim.findings();
-    assert!(found.contains(&Kind::Metadata), "{found:?}");
+    let kinds = victim.findings();
+    assert!(kinds.contains(&Kind::Metadata), "{kinds:?}");
     victim.mount.finish();
 }
 
@@ -161,14 +161,14 @@ fn a_checkpoint_under_a_read_only_set_is_not_trusted() {
     assert_eq!(good.len(), 1, "the volume's own is there still");
     assert!(
         good.iter()
-            .all(|(found, _)| found.name != made.checkpoint.name)
+            .all(|(kept, _)| kept.name != made.checkpoint.name)
     );
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].0, made.checkpoint.name);
     drop(volume);
-    let found = victim.findings();
-    assert!(found.contains(&Kind::Checkpoint), "{found:?}");
-    assert!(!found.contains(&Kind::RolledBack), "{found:?}");
+    let kinds = victim.findings();
+    assert!(kinds.contains(&Kind::Checkpoint), "{kinds:?}");
+    assert!(!kinds.contains(&Kind::RolledBack), "{kinds:?}");
     victim.mount.finish();
 }
 

@@ -117,10 +117,10 @@ impl Prize {
 
     #[track_caller]
     fn is_untouched(&self) {
-        let found = fs::symlink_metadata(&self.path).unwrap();
-        assert_eq!((found.uid(), found.gid()), (0, 0));
-        assert_eq!(found.mode() & 0o7777, 0o600);
-        assert!(found.mtime() > 1_000_000_000, "times are its own");
+        let metadata = fs::symlink_metadata(&self.path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
+        assert_eq!(metadata.mode() & 0o7777, 0o600);
+        assert!(metadata.mtime() > 1_000_000_000, "times are its own");
         let mut value = [0; 16];
         assert!(rustix::fs::lgetxattr(&self.path, "trusted.of", &mut value).is_err());
     }
@@ -173,9 +173,9 @@ fn a_link_in_a_pipes_place_is_not_followed() {
     assert!(unset.is_empty(), "{unset:?}");
     prize.is_untouched();
     // The created file got all attributes, whatever its name is now.
-    let found = fs::symlink_metadata(&aside).unwrap();
-    assert_eq!((found.uid(), found.mode() & 0o7777), (USER, 0o6777));
-    assert_eq!(found.mtime(), 1);
+    let metadata = fs::symlink_metadata(&aside).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (USER, 0o6777));
+    assert_eq!(metadata.mtime(), 1);
     let mut value = [0; 16];
     let len = rustix::fs::lgetxattr(&aside, "trusted.of", &mut value).unwrap();
     assert_eq!(value[..len], *b"attacker");
@@ -203,8 +203,8 @@ fn attributes_of_a_link_are_its_own() {
     let unset = finish_other(made.as_fd(), &attributes, true);
     assert!(unset.is_empty(), "{unset:?}");
     prize.is_untouched();
-    let found = fs::symlink_metadata(dir.path().join("out/link")).unwrap();
-    assert_eq!((found.uid(), found.mtime()), (USER, 1));
+    let metadata = fs::symlink_metadata(dir.path().join("out/link")).unwrap();
+    assert_eq!((metadata.uid(), metadata.mtime()), (USER, 1));
 }
 
 /// The same race run for real, in both gaps: whoever wins, only the created file is changed.

@@ -26,7 +26,7 @@ type Wanted = (&'static str, &'static str, &'static str, &'static str);
 fn leaves(place: &Place, wanted: &[Wanted], doing: impl FnOnce()) -> Vec<Value> {
     clear_records(place);
     doing();
-    let found = records(place);
+    let recorded = records(place);
     for (action, outcome, path, mount_point) in wanted {
         let as_path = |name: &str| match name {
             "" => Value::Null,
@@ -41,15 +41,16 @@ fn leaves(place: &Place, wanted: &[Wanted], doing: impl FnOnce()) -> Vec<Value> 
                 && record["uid"] == 0
                 && record["pid"].as_u64().is_some_and(|pid| pid > 1)
         };
-        let record = found.iter().find(is_it);
-        let record = record.unwrap_or_else(|| panic!("no {action} {outcome} {path}: {found:#?}"));
+        let record = recorded.iter().find(is_it);
+        let record =
+            record.unwrap_or_else(|| panic!("no {action} {outcome} {path}: {recorded:#?}"));
         assert_eq!(
             *outcome == "refused",
             record["reason"].is_string(),
             "{record}"
         );
     }
-    found
+    recorded
 }
 
 #[test]
@@ -223,13 +224,15 @@ fn early_refusals() {
     ] {
         clear_records(&place);
         assert_ne!(quietly(&place, words).code, 0, "{words}");
-        let found = of_action(&place, action);
-        assert_eq!(found.len(), 1, "{words}: {found:#?}");
-        assert_eq!(found[0]["outcome"], "refused", "{words}");
-        assert_eq!(found[0]["path"], place.path(path).to_str().unwrap());
-        assert!(found[0]["reason"].is_string(), "{words}");
+        let recorded = of_action(&place, action);
+        assert_eq!(recorded.len(), 1, "{words}: {recorded:#?}");
+        assert_eq!(recorded[0]["outcome"], "refused", "{words}");
+        assert_eq!(recorded[0]["path"], place.path(path).to_str().unwrap());
+        assert!(recorded[0]["reason"].is_string(), "{words}");
         if action == "deploy-image" {
-            assert!(found[0]["source_image"].is_string() && found[0]["source_volume"].is_string());
+            assert!(
+                recorded[0]["source_image"].is_string() && recorded[0]["source_volume"].is_string()
+            );
         }
     }
     mounted.unmount();

@@ -369,10 +369,10 @@ fn two_daemons_share_a_file() {
             });
         }
     });
-    let found = of_action(&place, "create-snapshot");
+    let recorded = of_action(&place, "create-snapshot");
     for dir in ["mnt1", "mnt2"] {
         let dir = place.path(dir);
-        let of_mount = found
+        let of_mount = recorded
             .iter()
             .filter(|record| record["mount_point"] == dir.to_str().unwrap());
         assert_eq!(of_mount.count(), 40);

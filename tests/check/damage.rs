@@ -48,15 +48,15 @@ fn name(meta: &Meta, parent: Ino, name: &str, entry: Option<DirentRecord>) {
 /// The damage is reported and repaired, and all contents of the volume are intact.
 #[track_caller]
 fn is_repaired(closed: &Closed, expected: &[Kind]) -> Mount {
-    let found = closed.check();
+    let report = closed.check();
     for kind in expected {
         assert!(
-            kinds(&found).contains(kind),
+            kinds(&report).contains(kind),
             "{kind:?}: {:#?}",
-            found.findings
+            report.findings
         );
     }
-    assert!(found.is_uncorrected() && !found.is_clean());
+    assert!(report.is_uncorrected() && !report.is_clean());
     let repaired = closed.repair();
     assert!(repaired.is_corrected(), "{:#?}", repaired.findings);
     assert!(!repaired.is_uncorrected(), "{:#?}", repaired.findings);
@@ -79,9 +79,9 @@ fn is_unharmed(mount: Mount) {
 #[track_caller]
 fn stays(closed: &Closed, kind: Kind) {
     for report in [closed.check(), closed.repair(), closed.check()] {
-        let found = report.findings.iter().find(|finding| finding.kind == kind);
+        let finding = report.findings.iter().find(|finding| finding.kind == kind);
         assert!(
-            !found
+            !finding
                 .unwrap_or_else(|| panic!("{kind:?}: {report:#?}"))
                 .repaired
         );
@@ -117,8 +117,8 @@ fn wrong_counts_are_corrected() {
         Kind::RecordBytes,
         Kind::InodeCount,
     ];
-    let found = closed.check();
-    let of_large = found.findings.iter().find(|f| f.kind == Kind::PageCount);
+    let report = closed.check();
+    let of_large = report.findings.iter().find(|f| f.kind == Kind::PageCount);
     assert_eq!(of_large.unwrap().paths, [b"/large".to_vec()]);
     is_unharmed(is_repaired(&closed, &expected));
 }
@@ -142,8 +142,8 @@ fn names_that_lead_nowhere_are_removed() {
         let dir = entry(meta, ROOT_INO, "dir");
         name(meta, ROOT_INO, "dir-again", Some(dir));
     });
-    let found = closed.check();
-    let ghost = found
+    let report = closed.check();
+    let ghost = report
         .findings
         .iter()
         .find(|f| f.kind == Kind::NameLeadsNowhere);
@@ -202,10 +202,10 @@ fn contents_without_an_inode_get_a_new_one() {
         Kind::InodeCount,
     ];
     let mount = is_repaired(&closed, &expected);
-    let found = mount.contents(mount.at(&format!("lost+found/#{}", ino.0)));
+    let contents = mount.contents(mount.at(&format!("lost+found/#{}", ino.0)));
     // The length was in the inode: the file ends at the end of its last page.
-    assert_eq!(found[..300_000], large()[..]);
-    assert!(found[300_000..].iter().all(|byte| *byte == 0));
+    assert_eq!(contents[..300_000], large()[..]);
+    assert!(contents[300_000..].iter().all(|byte| *byte == 0));
     mount.finish();
 }
 
@@ -223,8 +223,8 @@ fn a_cycle_of_directories_is_broken() {
         inode(meta, below, |record| record.nlink += 1);
         inode(meta, ROOT_INO, |record| record.nlink -= 1);
     });
-    let found = closed.check();
-    assert_eq!(kinds(&found), [Kind::Detached], "{:#?}", found.findings);
+    let report = closed.check();
+    assert_eq!(kinds(&report), [Kind::Detached], "{:#?}", report.findings);
     let mount = is_repaired(&closed, &[Kind::Detached]);
     let deep = format!("lost+found/#{}/below/deep", dir.0);
     assert_eq!(mount.contents(mount.at(&deep)), pattern(2, 0, 20_000));

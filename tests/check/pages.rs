@@ -12,18 +12,18 @@ const PAGE: u64 = 4096;
 
 /// The only finding of that kind, which a repair leaves.
 #[track_caller]
-fn found(closed: &Closed, kind: Kind) -> bilayer::check::Finding {
+fn only_finding(closed: &Closed, kind: Kind) -> bilayer::check::Finding {
     let report = closed.repair();
     assert!(report.is_uncorrected() && !report.is_corrected());
     assert_eq!(kinds(&report), [kind], "{:#?}", report.findings);
     let report = closed.check();
-    let mut found = report.findings;
-    assert_eq!(found.len(), 1, "{found:#?}");
-    let found = found.remove(0);
-    assert_eq!((found.kind, found.severity), (kind, Severity::Error));
-    assert_eq!(found.paths, [b"/large".to_vec()]);
-    assert!(found.file().unwrap().starts_with("objects/"));
-    found
+    let mut findings = report.findings;
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    let finding = findings.remove(0);
+    assert_eq!((finding.kind, finding.severity), (kind, Severity::Error));
+    assert_eq!(finding.paths, [b"/large".to_vec()]);
+    assert!(finding.file().unwrap().starts_with("objects/"));
+    finding
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn damaged_pages_are_named() {
     }
     file.write_at(&[0; 4096], 20 * PAGE).unwrap();
     assert_eq!(
-        found(&closed, Kind::PageDamaged).pages,
+        only_finding(&closed, Kind::PageDamaged).pages,
         [3..5, 9..10, 20..21]
     );
 }
@@ -49,11 +49,11 @@ fn short_and_missing_objects_are_named() {
     let file = closed.open(&path);
     let pages = file.len().unwrap() / PAGE;
     file.set_len(7 * PAGE + 1).unwrap();
-    let short = found(&closed, Kind::ObjectShort);
+    let short = only_finding(&closed, Kind::ObjectShort);
     assert_eq!(short.pages, std::slice::from_ref(&(7..pages)));
     assert_eq!(short.file().as_deref(), Some(path.as_str()));
     closed.store.unlink(&StorePath::new(&path)).unwrap();
-    found(&closed, Kind::ObjectMissing);
+    only_finding(&closed, Kind::ObjectMissing);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_missing_key_set_is_reported() {
             .unwrap();
         meta.apply(batch).unwrap();
     });
-    found(&closed, Kind::KeySetMissing);
+    only_finding(&closed, Kind::KeySetMissing);
 }
 
 #[test]
@@ -180,10 +180,10 @@ fn older_pages_of_the_metadata_are_named() {
         if old == new || old.iter().all(|byte| *byte == 0) {
             continue;
         }
-        for (bytes, found) in [(&[0; 4608][..], &mut zeroed), (old, &mut put_back)] {
+        for (bytes, reported) in [(&[0; 4608][..], &mut zeroed), (old, &mut put_back)] {
             file.write_at(bytes, page * STRIDE).unwrap();
             if !closed.check().is_clean() {
-                found.push(page);
+                reported.push(page);
             }
         }
         file.write_at(new, page * STRIDE).unwrap();

@@ -13,9 +13,9 @@ use crate::{Closed, OPTIONS};
 #[test]
 fn a_fresh_volume_and_one_in_use_have_no_findings() {
     let mount = Mount::new();
-    let found = mount.fs.check(&OPTIONS, &NoProgress).unwrap();
-    assert_eq!(found.findings, []);
-    assert_eq!(found.inodes, 1);
+    let report = mount.fs.check(&OPTIONS, &NoProgress).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.inodes, 1);
     let closed = Closed::of(mount);
     assert_eq!(closed.check().findings, []);
 }

@@ -160,9 +160,9 @@ fn the_holder_of_a_shared_lock_is_found() {
             ("salvage vol out", 3, find, &[]),
         ],
     );
-    let found = run(command("fuser", ["vol/lock"]).current_dir(place.path("")));
-    let found = format!("{} {}", found.stdout, found.stderr);
-    assert!(found.contains(&seen.pid.to_string()), "{found}");
+    let output = run(command("fuser", ["vol/lock"]).current_dir(place.path("")));
+    let output = format!("{} {}", output.stdout, output.stderr);
+    assert!(output.contains(&seen.pid.to_string()), "{output}");
     seen.unmount();
     sh(place, "umount bound");
     victim.is_unharmed();

@@ -29,17 +29,17 @@ fn header(place: &Place, volume: &str) -> Value {
 
 /// The names and contents of a directory.
 fn everything(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut found = Vec::new();
+    let mut entries = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(everything(&path));
+            entries.extend(everything(&path));
         } else {
-            found.push((path.display().to_string(), fs::read(&path).unwrap()));
+            entries.push((path.display().to_string(), fs::read(&path).unwrap()));
         }
     }
-    found.sort();
-    found
+    entries.sort();
+    entries
 }
 
 #[test]

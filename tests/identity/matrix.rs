@@ -84,7 +84,7 @@ fn sh(place: &Place, script: &str) {
 }
 
 /// A copy, and then more changes to the original: the copy is older.
-const GOES_ON: &str = "goes-on";
+const CHANGED_LATER: &str = "changed-later";
 
 const CASES: &[Case] = {
     use Cell::{CannotTell, Copy, InUse, Mounts, NoCopy, None, OwnVolume, SharesFiles};
@@ -102,7 +102,7 @@ const CASES: &[Case] = {
             make: |place| {
                 sh(place, "cp -a srv/vol this");
                 let mounted = place.mount("srv/vol", "mnt", "");
-                fs::write(mounted.path(GOES_ON), "later").unwrap();
+                fs::write(mounted.path(CHANGED_LATER), "later").unwrap();
                 mounted.unmount();
             },
             unmounted: [Mounts, Copy, OwnVolume],

@@ -133,8 +133,8 @@ fn a_probe_that_is_left_behind_has_no_key() {
         let memory = memory_of(pid);
         assert!(memory.len() > 1 << 20);
         for secret in &secrets {
-            let found = memory.windows(secret.len()).any(|bytes| bytes == secret);
-            assert!(!found, "the customer's key is in process {pid}");
+            let has_secret = memory.windows(secret.len()).any(|bytes| bytes == secret);
+            assert!(!has_secret, "the customer's key is in process {pid}");
         }
     }
     copy.unmount();

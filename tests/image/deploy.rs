@@ -69,9 +69,9 @@ fn a_deployed_volume_holds_what_the_image_sees() {
     );
     assert_eq!(made.linked, made.objects);
     assert_eq!(made.inodes, counted.inodes);
-    let found = disk.audit("copy");
-    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
-    assert_eq!(found.pages * 4096, made.bytes);
+    let counts = disk.audit("copy");
+    assert_eq!((counts.objects, counts.inodes), (made.objects, made.inodes));
+    assert_eq!(counts.pages * 4096, made.bytes);
     assert_eq!(disk.tree("copy"), before);
     assert_eq!(disk.tree("source"), before);
     // Every object is the very file of the source, under the same name.

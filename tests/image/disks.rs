@@ -46,9 +46,9 @@ fn open_at(dir: &Path, keystore: &Path) -> Volume {
 
 fn tree_at(dir: &Path, keystore: &Path) -> Tree {
     let fs = Filesystem::open(open_at(dir, keystore), quiet()).unwrap();
-    let found = tree(&fs);
+    let contents = tree(&fs);
     fs.close().unwrap();
-    found
+    contents
 }
 
 /// Creates a volume with an image "golden". Returns its contents.

@@ -151,9 +151,9 @@ fn check_case(case: Case) {
         (exported.objects, counted.inodes)
     );
     assert_eq!(there.tree("copy"), before);
-    let found = there.audit("copy");
-    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
-    assert_eq!(found.pages * 4096, made.bytes);
+    let counts = there.audit("copy");
+    assert_eq!((counts.objects, counts.inodes), (made.objects, made.inodes));
+    assert_eq!(counts.pages * 4096, made.bytes);
     check_keys(&here, there, &made);
     // It is a volume like any other.
     there.with("copy", |fs| {

@@ -67,7 +67,7 @@ impl Base {
 
 fn has_name(disk: &Disk, volume: &str, name: &str) -> bool {
     let listed = disk.at(volume).list(&StorePath::root()).unwrap();
-    listed.iter().any(|(found, _)| found == name)
+    listed.iter().any(|(entry, _)| entry == name)
 }
 
 #[test]

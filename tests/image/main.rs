@@ -102,14 +102,14 @@ impl Disk {
     /// All contents of an image.
     fn tree_of(&self, name: &str, image: &str) -> Tree {
         self.with(name, |fs| {
-            let mut found = Tree::new();
-            add(fs, find(fs, &format!(".images/{image}")), "", &mut found);
-            found
+            let mut entries = Tree::new();
+            add(fs, find(fs, &format!(".images/{image}")), "", &mut entries);
+            entries
         })
     }
 
     /// Counts everything in a closed volume again.
-    fn audit(&self, name: &str) -> support::audit::Found {
+    fn audit(&self, name: &str) -> support::audit::Totals {
         support::audit::audit_volume(&self.volume(name, None).unwrap())
     }
 
@@ -172,12 +172,12 @@ fn open_meta(volume: &Volume) -> Result<Meta, ImageError> {
 type Tree = BTreeMap<String, (String, Vec<u8>)>;
 
 fn tree(fs: &Filesystem) -> Tree {
-    let mut found = Tree::new();
-    add(fs, ROOT, "", &mut found);
-    found
+    let mut entries = Tree::new();
+    add(fs, ROOT, "", &mut entries);
+    entries
 }
 
-fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
+fn add(fs: &Filesystem, node: NodeId, path: &str, entries: &mut Tree) {
     let attr = fs.getattr(node).unwrap();
     let mut xattrs = Vec::new();
     for name in fs.list_xattr(&ADMIN, node).unwrap().split(|b| *b == 0) {
@@ -203,13 +203,13 @@ fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
         attr.ctime,
         attr.crtime
     );
-    found.insert(path.to_owned(), (seen, bytes));
+    entries.insert(path.to_owned(), (seen, bytes));
     if attr.kind != FileKind::Directory {
         return;
     }
     for name in names(fs, node) {
         let child = fs.lookup(node, name.as_bytes()).unwrap().node;
-        add(fs, child, &format!("{path}/{name}"), found);
+        add(fs, child, &format!("{path}/{name}"), entries);
         fs.forget(child, 1);
     }
 }
@@ -324,11 +324,9 @@ fn find(fs: &Filesystem, path: &str) -> NodeId {
     path.split('/')
         .filter(|part| !part.is_empty())
         .fold(ROOT, |node, part| {
-            let found = fs.lookup(node, part.as_bytes());
-            let found = found
-                .unwrap_or_else(|error| panic!("{path}: {error:?}"))
-                .node;
-            fs.forget(found, 1);
-            found
+            let entry = fs.lookup(node, part.as_bytes());
+            let entry = entry.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+            fs.forget(entry.node, 1);
+            entry.node
         })
 }

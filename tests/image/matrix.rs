@@ -95,15 +95,15 @@ fn check_view(disk: &Disk, expected: &Expected<'_>) {
         }
     };
     let sets: Vec<Arc<KeySet>> = volume.keys.iter().map(Arc::clone).collect();
-    let mut found: Vec<u32> = Vec::new();
+    let mut epochs: Vec<u32> = Vec::new();
     for part in parts_of(&volume, view) {
         let set = volume.keys.get(part.id.epoch).unwrap();
         check_part(&volume, &part, set, &sets);
-        found.push(part.id.epoch.0);
+        epochs.push(part.id.epoch.0);
     }
-    found.sort_unstable();
-    found.dedup();
-    assert_eq!(found, expected.epochs, "{}", expected.volume);
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs, expected.epochs, "{}", expected.volume);
     check_meta(&volume);
 }
 

@@ -125,9 +125,9 @@ fn the_new_volume_is_like_any_other() {
     disk.with("source", |fs| fill(fs, 1));
     let expected = disk.tree("source");
     let made = deploy_image(&disk, "copy", &options).unwrap();
-    let found = disk.audit("copy");
-    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
-    assert_eq!(found.pages * SEALED_PAGE, made.bytes);
+    let counts = disk.audit("copy");
+    assert_eq!((counts.objects, counts.inodes), (made.objects, made.inodes));
+    assert_eq!(counts.pages * SEALED_PAGE, made.bytes);
     let ids = |volume: &Volume| -> Vec<_> { parts(volume).iter().map(|part| part.id).collect() };
     let before = ids(&disk.volume("copy", None).unwrap());
     disk.with("copy", |fs| {

@@ -42,8 +42,8 @@ fn a_tree_without_a_name_is_left_out() {
     fs.release_dir(node, handle);
     fs.close().unwrap();
     // It has no faults, link counts and counters included.
-    let found = disk.audit("copy");
-    assert_eq!(found.inodes, 6);
+    let counts = disk.audit("copy");
+    assert_eq!(counts.inodes, 6);
     disk.with("copy", |fs| {
         let outside = fs.lookup(ROOT, b"outside").unwrap();
         assert_eq!(outside.nlink, 1);

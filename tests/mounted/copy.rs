@@ -106,8 +106,8 @@ fn assert_nothing_is_found(place: &Place, sources: &[PathBuf], volume: &Path) {
         "{}",
         in_volume.stderr
     );
-    let found = run_within(command("find", [volume]).args(["-name", "*guess*"]), LIMIT).done();
-    assert_eq!(found.stdout, "");
+    let matches = run_within(command("find", [volume]).args(["-name", "*guess*"]), LIMIT).done();
+    assert_eq!(matches.stdout, "");
 }
 
 /// Names that are long enough not to occur by chance, and lines of text.

@@ -447,8 +447,8 @@ fn a_terminated_daemon_unmounts_cleanly() {
         );
         drop(mounted);
         let mounted = place.mount("vol", "mnt", "ro");
-        let found = fs::read(mounted.path(&format!("{signal:?}"))).unwrap();
-        assert!(found == noise(1, 6_000_000), "{signal:?}");
+        let actual = fs::read(mounted.path(&format!("{signal:?}"))).unwrap();
+        assert!(actual == noise(1, 6_000_000), "{signal:?}");
         mounted.unmount();
     }
 }

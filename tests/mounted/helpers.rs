@@ -104,8 +104,8 @@ fn every_tool_shows_type_and_volume() {
         mounts.contains(&format!("{vol} {mnt} fuse.bilayer rw,relatime,")),
         "{mounts}"
     );
-    let found = machine.output(&format!("findmnt -n -o TARGET --source {vol}"));
-    assert_eq!(found.trim(), mnt);
+    let target = machine.output(&format!("findmnt -n -o TARGET --source {vol}"));
+    assert_eq!(target.trim(), mnt);
     let kind = machine.output("stat -f -c %T mnt");
     assert!(kind.starts_with("fuse"), "{kind}");
     // By the volume's directory as well.

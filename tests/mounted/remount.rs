@@ -25,17 +25,17 @@ fn assert_refused(result: std::io::Result<()>) {
 
 /// The volume's files and their contents.
 fn bytes_of(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut found = Vec::new();
+    let mut entries = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(bytes_of(&path));
+            entries.extend(bytes_of(&path));
         } else {
-            found.push((path.clone(), fs::read(&path).unwrap()));
+            entries.push((path.clone(), fs::read(&path).unwrap()));
         }
     }
-    found.sort();
-    found
+    entries.sort();
+    entries
 }
 
 /// Reads a file, bypassing the kernel's cache.

@@ -74,7 +74,7 @@ fn salvaged_data_survives_a_kill_of_the_filesystem_of_out() {
     let lower = place.mount("lower", "below", "");
     let report = fs::read_dir(lower.path("out")).unwrap().count();
     assert!(report > 1, "{report}");
-    let mut found = 0;
+    let mut synced = 0;
     let mut dirs = vec![lower.path("out")];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).unwrap() {
@@ -87,11 +87,11 @@ fn salvaged_data_survives_a_kill_of_the_filesystem_of_out() {
                     fs::read(path).unwrap() == noise(number, FILE_BYTES),
                     "{name}"
                 );
-                found += 1;
+                synced += 1;
             }
         }
     }
-    assert_eq!(found, FILES);
+    assert_eq!(synced, FILES);
     lower.unmount();
 }
 

@@ -84,19 +84,19 @@ pub(crate) fn same_as_ext4(test: &'static str, script: &str, differences: &[(&st
     };
     let expected = run_script(&place, ext4.dir(), script, &[]);
     let mounted = place.fresh("", OPTIONS);
-    let found = run_script(&place, mounted.dir(), script, &[]);
-    compare(&expected, &found, differences);
+    let actual = run_script(&place, mounted.dir(), script, &[]);
+    compare(&expected, &actual, differences);
     fs::remove_dir_all(mounted.path("work")).unwrap();
     mounted.unmount();
     assert_eq!(objects(&place.path("vol/objects")), 0, "objects of nothing");
 }
 
 #[track_caller]
-fn compare(expected: &str, found: &str, differences: &[(&str, &str)]) {
+fn compare(expected: &str, actual: &str, differences: &[(&str, &str)]) {
     let mut unmet: Vec<_> = differences.iter().collect();
     let mut complaints = Vec::new();
     let mut section = "";
-    for (ext4, here) in expected.lines().zip(found.lines()) {
+    for (ext4, here) in expected.lines().zip(actual.lines()) {
         if ext4.starts_with('#') {
             section = ext4;
         }
@@ -109,9 +109,9 @@ fn compare(expected: &str, found: &str, differences: &[(&str, &str)]) {
         }
     }
     complaints.extend(unmet.iter().map(|known| format!("no such line: {known:?}")));
-    let lengths = (expected.lines().count(), found.lines().count());
+    let lengths = (expected.lines().count(), actual.lines().count());
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
-    assert_eq!(lengths.0, lengths.1, "\n{expected}\n---\n{found}");
+    assert_eq!(lengths.0, lengths.1, "\n{expected}\n---\n{actual}");
     assert!(lengths.0 > 1, "the script said nothing");
 }
 

@@ -112,7 +112,7 @@ fn a_refused_log_can_be_written_when_there_is_space() {
     fs::remove_file(mounted.path("fill1")).unwrap();
     let end = Instant::now() + Duration::from_secs(20);
     while log.write_all(&noise(1, 1000)).is_err() {
-        assert!(Instant::now() < end, "it does not go on");
+        assert!(Instant::now() < end, "writes are still refused");
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(log);
@@ -158,7 +158,7 @@ fn programs_get_an_error() {
         assert!(said.contains("no space left"), "{words}: {said}");
         assert!(before.elapsed() < Duration::from_secs(50), "{words}");
         for name in ["out", "large"] {
-            let len = fs::metadata(mounted.path(name)).map_or(0, |found| found.len());
+            let len = fs::metadata(mounted.path(name)).map_or(0, |metadata| metadata.len());
             assert!(len <= LIMIT + BOUND, "{words}: {len}");
         }
         mounted.unmount();

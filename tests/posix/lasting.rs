@@ -43,9 +43,9 @@ fn nameless_files_leave_nothing_after_a_crash() {
         })
         .collect();
     for (number, file) in files.iter().enumerate() {
-        let mut found = vec![0; 1_000];
-        file.read_exact_at(&mut found, 150_000).unwrap();
-        assert!(found == noise(number as u64, 200_000)[150_000..151_000]);
+        let mut actual = vec![0; 1_000];
+        file.read_exact_at(&mut actual, 150_000).unwrap();
+        assert!(actual == noise(number as u64, 200_000)[150_000..151_000]);
         file.sync_all().unwrap();
     }
     assert_ne!(free(&mounted), before);
@@ -105,7 +105,7 @@ mod libc_flags {
 
 /// Everything that stat(2) shows of everything below a directory, by path.
 fn everything(root: &Path) -> BTreeMap<PathBuf, Vec<i64>> {
-    let mut found = BTreeMap::new();
+    let mut entries = BTreeMap::new();
     let mut rest = vec![root.to_owned()];
     while let Some(path) = rest.pop() {
         let status = fs::symlink_metadata(&path).unwrap();
@@ -133,9 +133,9 @@ fn everything(root: &Path) -> BTreeMap<PathBuf, Vec<i64>> {
         let mut all: Vec<i64> = numbers.into_iter().map(u64::cast_signed).collect();
         all.extend(owners.map(i64::from));
         all.extend(times.into_iter().flat_map(|(secs, nanos)| [secs, nanos]));
-        found.insert(path, all);
+        entries.insert(path, all);
     }
-    found
+    entries
 }
 
 #[test]

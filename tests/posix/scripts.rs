@@ -105,22 +105,22 @@ fn numbers_that_programs_can_hold() {
     let script = include_str!("numbers.py");
     let mounted = place.fresh("", OPTIONS);
     let expected = run_script(&place, ext4.dir(), script, &[]);
-    let found = run_script(&place, mounted.dir(), script, &["views"]);
+    let actual = run_script(&place, mounted.dir(), script, &["views"]);
     // ext4 gives offsets of 63 bits to programs with 64-bit offsets; programs with 32-bit offsets
     // get fewer.
     let more = ["d_off fits into 31 bits", "telldir fits into 31 bits"];
-    for (ext4, here) in expected.lines().zip(found.lines()) {
+    for (ext4, here) in expected.lines().zip(actual.lines()) {
         let is_less_there = more.iter().any(|words| ext4.contains(words));
         assert!(is_less_there || ext4 == here, "ext4: {ext4}\nhere: {here}");
     }
-    let wrong: Vec<_> = found
+    let wrong: Vec<_> = actual
         .lines()
         .filter(|line| line.contains("False"))
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert!(
-        found.lines().count() > expected.lines().count() + 30,
-        "{found}"
+        actual.lines().count() > expected.lines().count() + 30,
+        "{actual}"
     );
     mounted.unmount();
 }

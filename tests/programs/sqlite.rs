@@ -74,11 +74,11 @@ impl Drop for Writer {
 /// The database is whole, and has all acknowledged transactions and at most `unsaid` others.
 #[track_caller]
 fn check(file: &Path, committed: &Numbers, unsaid: usize) {
-    let found = run_within(&mut python(&["check"], file), SCRIPT_LIMIT).done();
-    let found: Numbers = found.stdout.lines().map(|n| n.parse().unwrap()).collect();
-    let lost: Vec<_> = committed.difference(&found).collect();
+    let printed = run_within(&mut python(&["check"], file), SCRIPT_LIMIT).done();
+    let printed: Numbers = printed.stdout.lines().map(|n| n.parse().unwrap()).collect();
+    let lost: Vec<_> = committed.difference(&printed).collect();
     assert!(lost.is_empty(), "committed and lost: {lost:?}");
-    let more: Vec<_> = found.difference(committed).collect();
+    let more: Vec<_> = printed.difference(committed).collect();
     assert!(more.len() <= unsaid, "never said to be committed: {more:?}");
 }
 

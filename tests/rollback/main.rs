@@ -107,8 +107,8 @@ fn accept(store: &FaultyStore, keystore: &Path) -> Result<Arc<Filesystem>, FsErr
 }
 
 #[track_caller]
-fn older(found: Result<Arc<Filesystem>, Refusal>) -> Rollback {
-    match found {
+fn older(opened: Result<Arc<Filesystem>, Refusal>) -> Rollback {
+    match opened {
         Err(Refusal::Older(older)) => older,
         other => panic!("not refused as older: {other:?}"),
     }

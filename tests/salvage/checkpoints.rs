@@ -41,13 +41,13 @@ fn the_two_newest_are_kept_and_never_written_again() {
     kept.sort();
     assert_eq!(names(&mount.store), kept);
     let keys = Arc::clone(&mount.fs.volume().keys);
-    let (found, refused) = checkpoint::list(&mount.store, keys.active()).unwrap();
+    let (listed, refused) = checkpoint::list(&mount.store, keys.active()).unwrap();
     assert!(refused.is_empty());
-    let found: Vec<_> = found
+    let listed: Vec<_> = listed
         .into_iter()
         .map(|(checkpoint, _)| checkpoint)
         .collect();
-    assert_eq!(found, [made[3], made[2]]);
+    assert_eq!(listed, [made[3], made[2]]);
     mount.finish();
 }
 

@@ -95,9 +95,9 @@ fn any_page_of_meta_costs_nothing_that_a_checkpoint_has() {
     let victim = Victim::make(true);
     each_page_of_meta(&victim, |page, taken| {
         for (path, contents) in &victim.before {
-            let found = taken.files.get(path);
+            let extracted = taken.files.get(path);
             assert!(
-                found == Some(contents),
+                extracted == Some(contents),
                 "page {page}: {} is lost",
                 path.display()
             );

@@ -45,7 +45,7 @@ fn fill(root: &Path) {
 /// One line for everything below a directory.
 fn listing(root: &Path) -> Vec<String> {
     let format = "%P %y %m %U:%G %s %T@ %n %l\\n";
-    let found = run(Command::new("find")
+    let listing = run(Command::new("find")
         .arg(root)
         .args(["-mindepth", "1", "-printf", format]))
     .done();
@@ -54,7 +54,7 @@ fn listing(root: &Path) -> Vec<String> {
         Some((path, rest)) => format!("{path} d {}", rest.replacen(" 4096 ", " 0 ", 1)),
         None => line.to_owned(),
     };
-    let mut lines: Vec<String> = found.stdout.lines().map(line).collect();
+    let mut lines: Vec<String> = listing.stdout.lines().map(line).collect();
     lines.sort();
     lines
 }

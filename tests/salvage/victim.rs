@@ -195,7 +195,7 @@ impl Taken {
 
 /// Every file of the store, byte for byte.
 fn contents_of_all(store: &FaultyStore) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
+    let mut files = BTreeMap::new();
     let mut waiting = vec![StorePath::root()];
     while let Some(dir) = waiting.pop() {
         for (name, kind) in store.list(&dir).unwrap() {
@@ -210,10 +210,10 @@ fn contents_of_all(store: &FaultyStore) -> BTreeMap<String, Vec<u8>> {
             let file = store.open(&path, OpenMode::Read).unwrap();
             let mut bytes = vec![0; file.len().unwrap() as usize];
             file.read_at(&mut bytes, 0).unwrap();
-            found.insert(path.as_str().to_owned(), bytes);
+            files.insert(path.as_str().to_owned(), bytes);
         }
     }
-    found
+    files
 }
 
 pub(crate) fn files_below(root: &Path) -> Files {

@@ -133,7 +133,7 @@ fn names_of_one_hash_are_all_found_and_listed() {
     // One entry at a time, like a caller with a small buffer.
     let listed = |mount: &Mount, dir| {
         let handle = mount.fs.open_dir(dir).unwrap();
-        let (mut found, mut offset) = (Vec::new(), 2);
+        let (mut listed, mut offset) = (Vec::new(), 2);
         loop {
             let mut next = None;
             let read = mount.fs.read_dir(dir, handle, offset, &mut |entry| {
@@ -147,11 +147,11 @@ fn names_of_one_hash_are_all_found_and_listed() {
             read.unwrap();
             let Some((name, after)) = next else { break };
             assert!(offset < after && after < 1 << 31, "{name}");
-            found.push(name);
+            listed.push(name);
             offset = after;
         }
         mount.fs.release_dir(dir, handle);
-        found
+        listed
     };
     mount.file(dir, one, b"1");
     mount.file(dir, two, b"2");

@@ -36,19 +36,19 @@ fn every_entry_once() {
     let mount = mount.reopen();
     let dir = mount.at("d");
     for limit in [1, 7, 128, 1_000] {
-        let mut found = Vec::new();
+        let mut listed = Vec::new();
         let mut at = 0;
         loop {
             let (names, next) = some(&mount, dir, at, limit);
             if names.is_empty() {
                 break;
             }
-            found.extend(names);
+            listed.extend(names);
             at = next;
         }
-        assert_eq!(found[..2], [".", ".."]);
-        let names: BTreeSet<String> = found[2..].iter().cloned().collect();
-        assert_eq!((names.len(), found.len()), (700, 702));
+        assert_eq!(listed[..2], [".", ".."]);
+        let names: BTreeSet<String> = listed[2..].iter().cloned().collect();
+        assert_eq!((names.len(), listed.len()), (700, 702));
         assert_eq!(names, expected);
     }
 }
@@ -61,13 +61,13 @@ fn a_listing_has_each_lasting_name_once() {
         mount.file(dir, &format!("stays-{n}"), b"");
         mount.file(dir, &format!("goes-{n}"), b"");
     }
-    let (mut found, mut at, mut round) = (Vec::new(), 0, 0);
+    let (mut listed, mut at, mut round) = (Vec::new(), 0, 0);
     loop {
         let (names, next) = some(&mount, dir, at, 20);
         if names.is_empty() {
             break;
         }
-        found.extend(names.into_iter().filter(|name| name.starts_with("stays")));
+        listed.extend(names.into_iter().filter(|name| name.starts_with("stays")));
         at = next;
         for n in round * 10..(round + 1) * 10 {
             let _ = mount.fs.unlink(dir, format!("goes-{n}").as_bytes());
@@ -78,8 +78,8 @@ fn a_listing_has_each_lasting_name_once() {
         }
         round += 1;
     }
-    let unique: BTreeSet<&String> = found.iter().collect();
-    assert_eq!((found.len(), unique.len()), (400, 400));
+    let unique: BTreeSet<&String> = listed.iter().collect();
+    assert_eq!((listed.len(), unique.len()), (400, 400));
 }
 
 #[test]

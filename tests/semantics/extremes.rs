@@ -26,9 +26,9 @@ fn truncating_the_last_chunk_leaves_the_first() {
         FILE_BYTES_MAX - CHUNK as u64,
     ] {
         assert_eq!(mount.truncate(node, size).expect("truncate").size, size);
-        let mut found = vec![0; data.len()];
-        let read = mount.fs.read(node, handle, 0, &mut found);
-        assert_eq!((read, &found), (Ok(data.len()), &data), "size {size}");
+        let mut actual = vec![0; data.len()];
+        let read = mount.fs.read(node, handle, 0, &mut actual);
+        assert_eq!((read, &actual), (Ok(data.len()), &data), "size {size}");
     }
     assert_eq!(
         mount.truncate(node, FILE_BYTES_MAX + 1).err(),
@@ -82,15 +82,15 @@ fn sparse_files_are_not_read_chunk_by_chunk() {
     assert!(begin.elapsed() < SOON, "took {:?}", begin.elapsed());
     let mut expected = data;
     expected[PAGE + 100..].fill(0);
-    let mut found = vec![0xEE; 2 * PAGE];
-    mount.fs.read(node, handle, 0, &mut found).expect("read");
-    assert_eq!(found, expected);
-    let mut found = vec![0xEE; 70];
-    mount.fs.read(node, handle, far, &mut found).expect("read");
+    let mut actual = vec![0xEE; 2 * PAGE];
+    mount.fs.read(node, handle, 0, &mut actual).expect("read");
+    assert_eq!(actual, expected);
+    let mut actual = vec![0xEE; 70];
+    mount.fs.read(node, handle, far, &mut actual).expect("read");
     let mut expected = pattern(3, 0, 70);
     expected[..50].fill(0);
     expected[60..].fill(0);
-    assert_eq!(found, expected);
+    assert_eq!(actual, expected);
     mount.fs.release(node, handle);
     mount.fs.unlink(ROOT, b"file").expect("unlink");
     assert_eq!(mount.finish().pages, 0);
@@ -111,15 +111,15 @@ fn copies_of_holes_are_holes() {
     assert!(begin.elapsed() < SOON, "took {:?}", begin.elapsed());
     assert_eq!(mount.fs.getattr(to).expect("attr").size, len);
     assert_eq!(mount.fs.seek(to, target, 0, SeekWhence::Data), Ok(len / 2));
-    let mut found = vec![0xEE; 102];
+    let mut actual = vec![0xEE; 102];
     mount
         .fs
-        .read(to, target, len / 2 - 1, &mut found)
+        .read(to, target, len / 2 - 1, &mut actual)
         .expect("read");
-    assert_eq!(found, [&[0][..], &pattern(1, 0, 100), &[0]].concat());
-    let mut found = vec![0xEE; 6 * PAGE];
-    mount.fs.read(to, target, 0, &mut found).expect("read");
-    assert!(found.iter().all(|byte| *byte == 0));
+    assert_eq!(actual, [&[0][..], &pattern(1, 0, 100), &[0]].concat());
+    let mut actual = vec![0xEE; 6 * PAGE];
+    mount.fs.read(to, target, 0, &mut actual).expect("read");
+    assert!(actual.iter().all(|byte| *byte == 0));
     mount.fs.release(from, handle);
     mount.fs.release(to, target);
     mount.reopen();
@@ -214,10 +214,10 @@ fn a_bad_page_of_the_metadata_ends_all_writing() {
         .step_by(4608)
         .for_each(|b| *b ^= 1);
     meta.write_at(&bytes, 0).expect("write");
-    let found: Vec<_> = (0..3000)
+    let results: Vec<_> = (0..3000)
         .map(|number| mount.lookup(ROOT, format!("file {number}").as_bytes()))
         .collect();
-    let mut failed: Vec<_> = found.into_iter().filter_map(Result::err).collect();
+    let mut failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
     failed.dedup();
     assert_eq!(failed, [Errno::EIO]);
     assert!(mount.fs.usage().latched.is_some());

@@ -71,8 +71,8 @@ impl Layers {
     fn check(&self) {
         assert!(self.mount.contents(self.mount.at("f")) == self.contents);
         for (name, contents) in &self.copies {
-            let found = self.mount.contents(self.mount.at(name));
-            assert!(&found == contents, "{name}");
+            let actual = self.mount.contents(self.mount.at(name));
+            assert!(&actual == contents, "{name}");
         }
     }
 
@@ -91,8 +91,8 @@ impl Layers {
         for name in this.copies.keys() {
             this.mount.fs.unlink(ROOT, name.as_bytes()).unwrap();
         }
-        let found = this.mount.finish();
-        found.objects as usize
+        let counts = this.mount.finish();
+        counts.objects as usize
     }
 }
 
@@ -328,10 +328,10 @@ fn merging_below_snapshots() {
         }
         layers.check();
         for (name, contents) in &shown {
-            let found = layers
+            let actual = layers
                 .mount
                 .contents(layers.mount.at(&format!(".snapshots/{name}/f")));
-            assert!(&found == contents, "{name}");
+            assert!(&actual == contents, "{name}");
         }
     }
     layers.finish();

@@ -29,8 +29,8 @@ fn an_unlinked_file_stays_while_it_is_open() {
     mount.fs.release(node, handle);
     assert_eq!(mount.fs.getattr(node).err(), Some(Errno::ESTALE));
     assert_eq!(mount.fs.usage().contents_bytes, 0);
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (1, 0));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (1, 0));
 }
 
 #[test]
@@ -51,8 +51,8 @@ fn closing_removes_unlinked_open_files() {
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
     mount.fs.unlink(ROOT, b"f").unwrap();
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (1, 0));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (1, 0));
 }
 
 #[test]
@@ -65,8 +65,8 @@ fn a_kill_removes_unlinked_open_files() {
     mount.commit();
     let mount = mount.kill();
     assert_eq!(mount.fs.usage().inodes, 1);
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (1, 0));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (1, 0));
 }
 
 #[test]
@@ -130,8 +130,8 @@ fn a_forgotten_file_is_punched_without_waiting_for_itself() {
     mount.truncate(mount.at("f"), 10_000).unwrap();
     let (report, done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let found = mount.finish();
-        report.send(found.pages)
+        let counts = mount.finish();
+        report.send(counts.pages)
     });
     let within = std::time::Duration::from_secs(30);
     assert_eq!(done.recv_timeout(within), Ok(3));

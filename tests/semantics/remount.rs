@@ -37,11 +37,11 @@ fn read_only_is_durable_and_refuses_changes() {
         let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
         assert!(after.contents(after.at("f")) == pattern(1, 0, 20_000));
         assert_eq!(after.names(ROOT), ["f"]);
-        let found = after.finish();
-        assert_eq!((found.inodes, found.objects), (2, 1), "seed {seed}");
+        let counts = after.finish();
+        assert_eq!((counts.inodes, counts.objects), (2, 1), "seed {seed}");
     }
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (2, 1));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (2, 1));
 }
 
 #[test]
@@ -60,9 +60,9 @@ fn writable_again_and_an_unclean_stop() {
     assert!(names == ["one"] || names == ["late", "one"], "{names:?}");
     assert_eq!(mount.objects(), names.len());
     mount.file(ROOT, "two", &pattern(3, 0, 20_000));
-    let found = mount.finish();
-    assert_eq!(found.objects, names.len() as u64 + 1);
-    assert_eq!(found.inodes, found.objects + 1);
+    let counts = mount.finish();
+    assert_eq!(counts.objects, names.len() as u64 + 1);
+    assert_eq!(counts.inodes, counts.objects + 1);
 }
 
 /// The kernel may send the forget of a removed file late.
@@ -79,8 +79,8 @@ fn files_released_while_read_only_are_removed_later() {
         if comes_back {
             mount.fs.make_writable().unwrap();
         }
-        let found = mount.finish();
-        assert_eq!((found.inodes, found.objects), (1, 0));
+        let counts = mount.finish();
+        assert_eq!((counts.inodes, counts.objects), (1, 0));
     }
 }
 

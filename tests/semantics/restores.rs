@@ -7,7 +7,7 @@ use super::snapshots::{drop_it, overwrite, restore, take};
 use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern};
 
 pub(super) fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut lines = Vec::new();
     let each = &mut |change: Change| {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let sign = match change.kind {
@@ -17,14 +17,14 @@ pub(super) fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<St
             ChangeKind::Renamed => "R",
         };
         let from = change.from.map(|from| format!("{} -> ", text(&from)));
-        found.push(format!(
+        lines.push(format!(
             "{sign} {}{}",
             from.unwrap_or_default(),
             text(&change.path)
         ));
     };
     mount.fs.diff_views(from, to, each).unwrap();
-    found
+    lines
 }
 
 #[test]

@@ -190,10 +190,10 @@ fn run_scenario(call: u64, kind: Kind, states: &[State], counts: &Counts) {
         };
         let what = format!("in {:?}, {failed:?}, {met:?}", STEPS[at].what);
         let mount = begin_again(call, script.0);
-        let found = State::of(&mount);
-        check(&what, &STEPS[at], &found, pair);
+        let state = State::of(&mount);
+        check(&what, &STEPS[at], &state, pair);
         check_copy(&mount, at, failed.is_some(), states);
-        go_on(mount, &found, &what);
+        go_on(mount, &state, &what);
     });
 }
 
@@ -308,7 +308,7 @@ fn check_copy(mount: &Mount, at: usize, failed: bool, states: &[State]) {
 
 /// The volume works normally again: it can be written to, its state persists over another mount,
 /// and when all views are deleted nothing is left of them.
-fn go_on(mount: Mount, found: &State, what: &str) {
+fn go_on(mount: Mount, before: &State, what: &str) {
     let script = Script(mount);
     assert_eq!(script.write("after", 0, &[7; 10_000]), Ok(()), "{what}");
     let mount = kill(script.0).open(
@@ -316,14 +316,14 @@ fn go_on(mount: Mount, found: &State, what: &str) {
         &mut crate::machine::Environment::new(&mut crate::stats::Stats::default()),
     );
     mount.fs.unlink(ROOT, b"after").unwrap();
-    assert!(State::of(&mount) == *found, "{what}: once more");
+    assert!(State::of(&mount) == *before, "{what}: once more");
     for kind in [ViewKind::Snapshot, ViewKind::Image] {
         for view in mount.fs.views(kind).unwrap() {
             mount.fs.delete_view(kind, &view.name).unwrap();
         }
     }
     mount.fs.finish_purge().unwrap();
-    assert!(tree(&mount, ROOT) == found.live, "{what}: after all views");
+    assert!(tree(&mount, ROOT) == before.live, "{what}: after all views");
     mount.finish();
 }
 

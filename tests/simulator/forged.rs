@@ -42,10 +42,10 @@ pub fn find() -> Option<String> {
     meta.set_len(forged.len() as u64).unwrap();
     meta.write_at(&forged, 0).unwrap();
     let opened = Filesystem::open(open().unwrap(), support::quiet());
-    let found = opened
+    let accepted = opened
         .is_ok()
         .then(|| "forged metadata were mounted".to_owned());
     drop(opened);
     mount.finish();
-    found
+    accepted
 }

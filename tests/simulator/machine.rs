@@ -262,7 +262,7 @@ impl Machine {
     }
 
     /// Counts everything in the closed volume again.
-    pub fn audit(&self) -> crate::support::audit::Found {
+    pub fn audit(&self) -> crate::support::audit::Totals {
         let store = self.copy_of_disk();
         crate::support::audit::audit_at(&store, &volume_path(), self.keystore.path())
     }

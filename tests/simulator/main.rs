@@ -162,25 +162,25 @@ struct Searched {
 
 /// Runs these seeds on all cores, until `enough` have failed.
 fn search(seeds: Range<u64>, enough: usize, tells: bool) -> Searched {
-    let found = Mutex::new(Searched {
+    let searched = Mutex::new(Searched {
         stats: Stats::default(),
         failed: Vec::new(),
     });
     on_lanes(lanes(), seeds, |seed| {
         let outcome = attempt(&Plan::new(seed), false);
-        let found = &mut *found.lock().unwrap();
-        found.stats += outcome.run.stats;
+        let searched = &mut *searched.lock().unwrap();
+        searched.stats += outcome.run.stats;
         if let Some(failure) = outcome.failure {
             if tells {
                 println!("seed {seed}: {}: {}", failure.place, failure.message);
             }
-            found.failed.push((seed, failure));
+            searched.failed.push((seed, failure));
         }
-        found.failed.len() < enough
+        searched.failed.len() < enough
     });
-    let mut found = found.into_inner().unwrap();
-    found.failed.sort_by_key(|(seed, _)| *seed);
-    found
+    let mut searched = searched.into_inner().unwrap();
+    searched.failed.sort_by_key(|(seed, _)| *seed);
+    searched
 }
 
 /// Runs the work for each number, several at a time, until it returns false.

@@ -260,14 +260,14 @@ fn look(world: &mut World, history: &mut History, unit: WriteUnit, env: &mut Env
     env.stats.views += world.kept.len() as u64;
     let mount = world.mount();
     let mut torn = Torn::new();
-    let found = read_model_by(mount, &mut |node| match unit {
+    let recovered = read_model_by(mount, &mut |node| match unit {
         WriteUnit::Page => mount.contents(node),
         WriteUnit::Sector => read_torn(mount, node, &mut torn),
     });
-    env.stats.files += found.files().len() as u64;
+    env.stats.files += recovered.files().len() as u64;
     env.stats.torn_pages += torn.values().map(|pages| pages.len() as u64).sum::<u64>();
-    env.log(|| format!("found {:?}, torn {torn:?}", found.namespace()));
-    history.check(&found, &torn);
+    env.log(|| format!("recovered {:?}, torn {torn:?}", recovered.namespace()));
+    history.check(&recovered, &torn);
     for number in torn.keys() {
         // The page is unreadable, and can be overwritten.
         mount.truncate(NodeId(*number), 0).unwrap();
@@ -332,35 +332,35 @@ fn unmount(round: &Round, world: &mut World, env: &mut Environment<'_>) {
         world.mount = Some(machine.open(&round.reopening, env));
         return;
     }
-    let found = machine.audit();
-    assert_eq!(usage.contents_bytes, found.pages * 4096, "used bytes");
-    assert_eq!(usage.inodes, found.inodes, "inodes");
+    let totals = machine.audit();
+    assert_eq!(usage.contents_bytes, totals.pages * 4096, "used bytes");
+    assert_eq!(usage.inodes, totals.inodes, "inodes");
     let mount = machine.open(&round.reopening, env);
-    mount.compare_usage(&found);
+    mount.compare_usage(&totals);
     world.mount = Some(mount);
 }
 
 /// The views after a crash must be those before or after the interrupted operation, and intact.
 fn settle_views(mount: &Mount, history: &History) -> Vec<Kept> {
-    let found = listed(mount);
+    let views = listed(mount);
     let is_one = |kept: &&Vec<Kept>| {
         let there = |kept: &Kept| {
-            let mut found = found.iter();
-            found.any(|v| (v.kind, &v.name) == (kept.kind, &kept.name))
+            let mut views = views.iter();
+            views.any(|v| (v.kind, &v.name) == (kept.kind, &kept.name))
         };
-        kept.len() == found.len() && kept.iter().all(there)
+        kept.len() == views.len() && kept.iter().all(there)
     };
     let kept = history.kept.iter().find(is_one);
     let labels = history
         .kept
         .each_ref()
         .map(|kept| kept.iter().map(Kept::label).collect::<Vec<_>>());
-    let kept = kept.unwrap_or_else(|| panic!("views {found:?}, not one of {labels:?}"));
+    let kept = kept.unwrap_or_else(|| panic!("views {views:?}, not one of {labels:?}"));
     let mut kept = kept.clone();
     for one in &mut kept {
-        let mut found = found.iter();
-        let found = found.find(|v| (v.kind, &v.name) == (one.kind, &one.name));
-        one.id = found.unwrap().id;
+        let mut views = views.iter();
+        let views = views.find(|v| (v.kind, &v.name) == (one.kind, &one.name));
+        one.id = views.unwrap().id;
         one.compare(mount);
         one.see_attributes(mount);
     }

@@ -373,7 +373,7 @@ impl State {
 }
 
 pub fn tree(mount: &Mount, top: NodeId) -> Tree {
-    let mut found = Tree::new();
+    let mut tree = Tree::new();
     let mut queue = vec![(top, String::new())];
     while let Some((node, path)) = queue.pop() {
         for name in mount.names(node) {
@@ -381,22 +381,22 @@ pub fn tree(mount: &Mount, top: NodeId) -> Tree {
             let path = format!("{path}/{name}").trim_start_matches('/').to_owned();
             if attr.kind == FileKind::Directory {
                 queue.push((attr.node, path.clone()));
-                found.insert(path, None);
+                tree.insert(path, None);
             } else {
-                found.insert(path, Some(mount.contents(attr.node)));
+                tree.insert(path, Some(mount.contents(attr.node)));
             }
         }
     }
-    found
+    tree
 }
 
 /// Compares with the states before and after the interrupted step.
-pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &State)) {
+pub fn check(what: &str, step: &Step, actual: &State, (before, after): (&State, &State)) {
     let describe = || {
-        let (found, before, after) = (found.names(), before.names(), after.names());
-        format!("{what}: found {found}\nbefore {before}\nafter {after}")
+        let (actual, before, after) = (actual.names(), before.names(), after.names());
+        format!("{what}: actual {actual}\nbefore {before}\nafter {after}")
     };
-    let views = [&before.views, &after.views].contains(&&found.views);
+    let views = [&before.views, &after.views].contains(&&actual.views);
     assert!(views, "views: {}", describe());
     if step.touches == ALL {
         return;
@@ -406,7 +406,7 @@ pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &
         tree.retain(|path, _| !step.touches.contains(&path.as_str()));
         tree
     };
-    let live = others(&found.live);
+    let live = others(&actual.live);
     let same = [&before.live, &after.live].map(others).contains(&live);
     assert!(same, "neither the one nor the other: {}", describe());
 }

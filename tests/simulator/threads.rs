@@ -78,25 +78,25 @@ struct Snapshots {
 /// Runs this many scenarios. True if nothing was found.
 pub fn run(scenarios: u64) -> bool {
     let begin = std::time::Instant::now();
-    let found = std::sync::Mutex::new((Stats::default(), 0u64));
+    let progress = std::sync::Mutex::new((Stats::default(), 0u64));
     on_lanes(threaded_lanes(), 0..scenarios, |seed| {
         let mut stats = Stats {
             seeds: 1,
             ..Stats::default()
         };
         let result = caught(|| run_scenario(seed, &mut stats));
-        let found = &mut *found.lock().unwrap();
-        found.0 += stats;
+        let progress = &mut *progress.lock().unwrap();
+        progress.0 += stats;
         if let Err(failure) = result {
-            found.1 += 1;
+            progress.1 += 1;
             println!(
                 "threads, seed {seed}: {}: {}",
                 failure.place, failure.message
             );
         }
-        found.1 < 3
+        progress.1 < 3
     });
-    let (stats, failures) = found.into_inner().unwrap();
+    let (stats, failures) = progress.into_inner().unwrap();
     let secs = begin.elapsed().as_secs();
     println!("simulator: {USERS} users at the same time: {stats}: {failures} failures, {secs} s");
     failures == 0
@@ -286,27 +286,27 @@ impl User {
 
     /// Compares the user's directory with the model.
     fn look(&mut self, mount: &Mount, stats: &mut Stats) {
-        let mut found = Model::new();
+        let mut recovered = Model::new();
         for name in mount.names(self.directory) {
             let attr = mount.lookup(self.directory, name.as_bytes()).unwrap();
             let number: Number = attr.node.0;
-            if found.inodes.contains_key(&number) {
-                found.link(number, 1, name.as_bytes()).unwrap();
+            if recovered.inodes.contains_key(&number) {
+                recovered.link(number, 1, name.as_bytes()).unwrap();
                 continue;
             }
             let mut inode = Inode::new(attr.kind, attr.perm);
             inode.data = Arc::new(mount.contents(attr.node));
-            found.make(1, name.as_bytes(), number, inode);
+            recovered.make(1, name.as_bytes(), number, inode);
             stats.files += 1;
         }
         let made = self.doubt.as_ref();
-        let made = made.and_then(|name| Some((name, found.entry(1, name).ok()?)));
+        let made = made.and_then(|name| Some((name, recovered.entry(1, name).ok()?)));
         if let Some((name, number)) = made {
             let inode = Inode::new(FileKind::Regular, 0o640);
             self.model.make(1, name, number, inode);
             self.history.note(&self.model);
         }
-        self.history.check(&found, &BTreeMap::new());
+        self.history.check(&recovered, &BTreeMap::new());
     }
 }
 

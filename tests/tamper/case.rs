@@ -12,7 +12,7 @@ use bilayer::fs::types::WriteFlags;
 use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::log;
-use crate::pieces::{self, Found, Held, Piece, SCRATCH};
+use crate::pieces::{self, Held, Piece, Readings, SCRATCH};
 use crate::support::{ROOT, USER, pattern};
 use crate::table::{Outcome, Table};
 use crate::victim::{self, Keystore, State, Victim};
@@ -129,7 +129,7 @@ pub type Changed = BTreeMap<String, BTreeSet<u64>>;
 struct Seen {
     /// The error if it could not be opened.
     refused: Option<String>,
-    found: Vec<Found>,
+    readings: Vec<Readings>,
 }
 
 /// Tries all cases on copies of the volume in `state`, on all CPUs.
@@ -192,23 +192,23 @@ pub fn attempt(
 
 /// Opens the volume, reads everything, changes something, closes it.
 fn examine(store: &Arc<dyn Store>, keystore: &Keystore, victim: &Victim, again: bool) -> Seen {
-    let mut found = Vec::new();
+    let mut readings = Vec::new();
     for _ in 0..=usize::from(again) {
         let fs = match victim::open(Arc::clone(store), keystore, victim.checkpoints) {
             Ok(fs) => fs,
             // The use has already reported that it does not open any more.
-            Err(_) if !found.is_empty() => break,
+            Err(_) if !readings.is_empty() => break,
             Err(error) => {
                 let refused = Some(error);
-                return Seen { refused, found };
+                return Seen { refused, readings };
             }
         };
-        found.push(pieces::look(&fs, &victim.held));
+        readings.push(pieces::look(&fs, &victim.held));
         let _ = make_something(&fs);
         let _ = fs.close();
     }
     let refused = None;
-    Seen { refused, found }
+    Seen { refused, readings }
 }
 
 /// It must be usable, too.
@@ -286,8 +286,8 @@ fn judge(
         return (outcome, said);
     }
     let expected = expected_errors(state, changed);
-    let of_piece = |(piece, found): (&Piece, &Result<Vec<u8>, Errno>)| {
-        let outcome = match found {
+    let of_piece = |(piece, reading): (&Piece, &Result<Vec<u8>, Errno>)| {
+        let outcome = match reading {
             Ok(bytes) => of_bytes(victim, case, changed, piece, bytes),
             Err(errno) => of_error(victim, case, changed, piece, *errno, log),
         };
@@ -300,15 +300,15 @@ fn judge(
             }
             (_, outcome) => outcome,
         };
-        (outcome, format!("{piece:?} {}\n{log}", shown(found)))
+        (outcome, format!("{piece:?} {}\n{log}", shown(reading)))
     };
-    let all = seen.found.iter().flatten().map(of_piece);
+    let all = seen.readings.iter().flatten().map(of_piece);
     let worst = all.max_by_key(|(outcome, _)| *outcome);
     worst.unwrap_or((Outcome::Right, String::new()))
 }
 
-fn shown(found: &Result<Vec<u8>, Errno>) -> String {
-    match found {
+fn shown(reading: &Result<Vec<u8>, Errno>) -> String {
+    match reading {
         Ok(bytes) if bytes.len() < 200 => String::from_utf8_lossy(bytes).into_owned(),
         Ok(bytes) => format!("{} bytes", bytes.len()),
         Err(errno) => format!("{errno:?}"),

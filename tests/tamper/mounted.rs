@@ -40,7 +40,7 @@ impl Stored {
         let mut damaged = Vec::new();
         for (name, bytes) in &self.files {
             match fs::read(mnt.join(name)) {
-                Ok(found) => assert_eq!(&found, bytes, "{what}: {name}"),
+                Ok(actual) => assert_eq!(&actual, bytes, "{what}: {name}"),
                 Err(error) => {
                     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{what}: {name}");
                     damaged.push(*name);

@@ -33,7 +33,7 @@ pub struct Piece {
 /// Pieces and their contents.
 pub type Held = BTreeMap<Piece, Vec<u8>>;
 /// Pieces and the outcomes of reading them.
-pub type Found = BTreeMap<Piece, Result<Vec<u8>, Errno>>;
+pub type Readings = BTreeMap<Piece, Result<Vec<u8>, Errno>>;
 /// The pieces for which a page of an object is read: path in the volume, page.
 pub type Uses = BTreeMap<(String, u64), BTreeSet<Piece>>;
 
@@ -114,7 +114,7 @@ fn read(fs: &Filesystem, piece: &Piece) -> Result<Vec<u8>, Errno> {
 }
 
 /// Reads these pieces.
-pub fn look(fs: &Filesystem, held: &Held) -> Found {
+pub fn look(fs: &Filesystem, held: &Held) -> Readings {
     let pieces = held.keys();
     pieces
         .map(|piece| (piece.clone(), read(fs, piece)))

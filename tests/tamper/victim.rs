@@ -202,9 +202,9 @@ pub fn files(store: &dyn Store) -> Files {
             }
         }
     }
-    let mut found = Files::new();
-    add(store, &StorePath::root(), &mut found);
-    found
+    let mut files = Files::new();
+    add(store, &StorePath::root(), &mut files);
+    files
 }
 
 fn bytes(store: &dyn Store, path: &StorePath) -> Vec<u8> {

@@ -12,7 +12,7 @@ use bilayer::volume::Volume;
 
 /// The contents of a volume.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct Totals {
     /// Inodes in use.
     pub inodes: u64,
     /// Pages of contents in use.
@@ -25,14 +25,14 @@ pub struct Found {
 
 /// Names of all objects in the store.
 pub fn objects(store: &dyn Store) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for (folder, _) in store.list(&StorePath::new("objects")).expect("list") {
         let path = StorePath::new(&format!("objects/{folder}"));
         for (name, _) in store.list(&path).expect("list") {
-            found.insert(format!("{folder}/{name}"));
+            names.insert(format!("{folder}/{name}"));
         }
     }
-    found
+    names
 }
 
 /// The metadata of a volume that is closed.
@@ -48,26 +48,26 @@ pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
 }
 
 /// Checks a volume that was closed cleanly: there must be no finding, not even a note.
-pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
+pub fn audit(store: &FaultyStore, keystore: &Path) -> Totals {
     audit_volume(&super::open_volume(store, keystore, false))
 }
 
 /// Checks a volume in a directory of the store.
-pub fn audit_at(store: &FaultyStore, at: &StorePath, keystore: &Path) -> Found {
+pub fn audit_at(store: &FaultyStore, at: &StorePath, keystore: &Path) -> Totals {
     let directory = super::directory_of(store, at);
     let volume = super::try_open_volume(directory, keystore, false);
     audit_volume(&volume.expect("open the volume"))
 }
 
 /// Checks an open volume without a filesystem on it.
-pub fn audit_volume(volume: &Volume) -> Found {
+pub fn audit_volume(volume: &Volume) -> Totals {
     let options = CheckOptions {
         jobs: 1,
         ..CheckOptions::default()
     };
     let report = check::check(volume, &options, &NoProgress).expect("check");
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
-    Found {
+    Totals {
         inodes: report.inodes,
         pages: report.used_pages,
         record_bytes: report.record_bytes,

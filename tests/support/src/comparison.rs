@@ -23,11 +23,11 @@ impl World {
             compare_attr(*number, &attr, inode);
             match inode.kind {
                 FileKind::Regular => {
-                    let found = self.with(*number, |handle| {
+                    let actual = self.with(*number, |handle| {
                         self.mount().contents_of(node(*number), handle)
                     });
-                    let found = found.unwrap_or_else(|error| panic!("read {number}: {error:?}"));
-                    let same = first_difference(&found, &inode.data);
+                    let actual = actual.unwrap_or_else(|error| panic!("read {number}: {error:?}"));
+                    let same = first_difference(&actual, &inode.data);
                     assert_eq!(same, Outcome::Done, "contents of {number}");
                     // An inline file takes less than a page.
                     used += attr.blocks / 8;
@@ -66,8 +66,8 @@ impl World {
         let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
         assert_eq!(names, expected.collect::<Vec<_>>(), "names in {number}");
         for (name, child) in &inode.entries {
-            let found = self.mount().lookup(node(number), name).expect("lookup");
-            assert_eq!(found.node.0, *child);
+            let actual = self.mount().lookup(node(number), name).expect("lookup");
+            assert_eq!(actual.node.0, *child);
         }
     }
 
@@ -132,9 +132,9 @@ pub fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Compares the attributes of one inode.
 pub fn compare_attr(number: Number, attr: &Attr, inode: &Inode) {
-    let found = (attr.kind, attr.perm, attr.uid, attr.gid, attr.nlink);
+    let actual = (attr.kind, attr.perm, attr.uid, attr.gid, attr.nlink);
     let expected = (inode.kind, inode.perm, inode.uid, inode.gid, inode.nlink);
-    assert_eq!(found, expected, "attributes of {number}");
+    assert_eq!(actual, expected, "attributes of {number}");
     if inode.kind == FileKind::Regular {
         assert_eq!(attr.size, inode.data.len() as u64, "size of {number}");
     }

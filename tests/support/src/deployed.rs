@@ -41,8 +41,8 @@ impl World {
         let at = StorePath::new(&format!("copy{}", self.deployed.len()));
         let expected = self.find(ViewKind::Image, image);
         if expected.is_none() {
-            let found = self.deploy_into(&at, image);
-            return (found, failed(Errno::ENOENT));
+            let actual = self.deploy_into(&at, image);
+            return (actual, failed(Errno::ENOENT));
         }
         let seen = expected.map(|at| Arc::clone(&self.kept[at].seen));
         self.deployed.extend(seen.map(|seen| DeployedCopy {
@@ -51,11 +51,11 @@ impl World {
             seen,
             made: false,
         }));
-        let found = self.deploy_into(&at, image);
+        let actual = self.deploy_into(&at, image);
         if let Some(copy) = self.deployed.last_mut() {
-            copy.made = found == Outcome::Done;
+            copy.made = actual == Outcome::Done;
         }
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     fn deploy_into(&self, at: &StorePath, image: &str) -> Outcome {
@@ -115,10 +115,10 @@ impl World {
         let opened: Result<Mount, FsError> =
             Mount::open_at(store, copy.at.clone(), keystore, options);
         let opened = opened.unwrap_or_else(|error| panic!("{:?}: {error}", copy.at));
-        let (found, expected) = (read_model(&opened), &copy.seen.model);
-        assert_eq!(found.namespace(), expected.namespace(), "{:?}", copy.at);
+        let (actual, expected) = (read_model(&opened), &copy.seen.model);
+        assert_eq!(actual.namespace(), expected.namespace(), "{:?}", copy.at);
         for number in expected.files() {
-            let same = found.inode(number).data == expected.inode(number).data;
+            let same = actual.inode(number).data == expected.inode(number).data;
             assert!(same, "contents of {number} in {:?}", copy.at);
         }
         opened.finish();

@@ -94,8 +94,8 @@ impl Kept {
                 let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
                 assert_eq!(names, expected.collect::<Vec<_>>(), "names in {what}");
                 for (name, child) in &inode.entries {
-                    let found = mount.lookup(node, name).expect("lookup in a view");
-                    assert_eq!(found.node, self.node(*child), "a name in {what}");
+                    let actual = mount.lookup(node, name).expect("lookup in a view");
+                    assert_eq!(actual.node, self.node(*child), "a name in {what}");
                 }
             }
             FileKind::Symlink => {
@@ -110,8 +110,8 @@ impl Kept {
     pub fn compare_contents(&self, mount: &Mount, number: Number) {
         let inode = self.seen.model.inode(number);
         if inode.kind == FileKind::Regular {
-            let found = mount.contents(self.node(number));
-            let same = first_difference(&found, &inode.data);
+            let actual = mount.contents(self.node(number));
+            let same = first_difference(&actual, &inode.data);
             let label = self.label();
             assert_eq!(same, Outcome::Done, "contents of {number} in {label:?}");
         }
@@ -125,8 +125,8 @@ impl Kept {
             self.compare_contents(mount, *number);
         }
         let attr = mount.lookup(NodeId::ROOT, directory_name(self.kind));
-        let found = mount.lookup(attr.expect("lookup").node, self.name.as_bytes());
-        assert_eq!(found.expect("lookup of a view").node, self.node(ROOT));
+        let actual = mount.lookup(attr.expect("lookup").node, self.name.as_bytes());
+        assert_eq!(actual.expect("lookup of a view").node, self.node(ROOT));
     }
 }
 
@@ -162,11 +162,11 @@ impl World {
 
     fn compare_list(&self) {
         let views = listed(self.mount());
-        let mut found: Vec<_> = views.iter().map(|v| (v.kind, v.name.clone())).collect();
+        let mut actual: Vec<_> = views.iter().map(|v| (v.kind, v.name.clone())).collect();
         let mut expected: Vec<_> = self.kept.iter().map(Kept::label).collect();
-        found.sort_by_key(|label| format!("{label:?}"));
+        actual.sort_by_key(|label| format!("{label:?}"));
         expected.sort_by_key(|label| format!("{label:?}"));
-        assert_eq!(found, expected, "kept views");
+        assert_eq!(actual, expected, "kept views");
     }
 
     /// A cheap comparison: attributes, and everything of a few inodes.
@@ -230,12 +230,12 @@ impl World {
     pub fn keep(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
         let (kind, name) = (view_kind(kind), title.text());
         let seen = self.seen_now();
-        let found = self.mount().fs.create_view(kind, name, None, "");
+        let actual = self.mount().fs.create_view(kind, name, None, "");
         if self.find(kind, name).is_some() {
-            return (views_answer(found.map(|_| ())), failed(Errno::EEXIST));
+            return (views_answer(actual.map(|_| ())), failed(Errno::EEXIST));
         }
         // The id is not known if the response was lost.
-        let id = found.as_ref().map_or(0, |info| info.id);
+        let id = actual.as_ref().map_or(0, |info| info.id);
         let seen = Arc::new(self.first_sight(id, seen));
         let name = name.to_owned();
         self.kept.push(Kept {
@@ -244,24 +244,24 @@ impl World {
             id,
             seen,
         });
-        (views_answer(found.map(|_| ())), Outcome::Done)
+        (views_answer(actual.map(|_| ())), Outcome::Done)
     }
 
     /// Makes an image of a snapshot.
     pub fn keep_again(&mut self, from: Title, title: Title) -> (Outcome, Outcome) {
         let kind = ViewKind::Image;
         let (from, name) = (from.text(), title.text());
-        let found = self
+        let actual = self
             .mount()
             .fs
             .create_view(kind, name, Some(from), "from a snapshot");
-        let id = found.as_ref().map_or(0, |info| info.id);
-        let found = views_answer(found.map(|_| ()));
+        let id = actual.as_ref().map_or(0, |info| info.id);
+        let actual = views_answer(actual.map(|_| ()));
         if self.find(kind, name).is_some() {
-            return (found, failed(Errno::EEXIST));
+            return (actual, failed(Errno::EEXIST));
         }
         let Some(at) = self.find(ViewKind::Snapshot, from) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let seen = Arc::clone(&self.kept[at].seen);
         let name = name.to_owned();
@@ -271,43 +271,43 @@ impl World {
             id,
             seen,
         });
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Deletes a view.
     pub fn drop_kept(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
         let (kind, name) = (view_kind(kind), title.text());
-        let found = views_answer(self.mount().fs.delete_view(kind, name));
+        let actual = views_answer(self.mount().fs.delete_view(kind, name));
         let Some(at) = self.find(kind, name) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let id = ViewId(self.kept[at].id);
         if self.kept_open.iter().any(|open| open.node.view() == id) {
-            return (found, failed(Errno::EBUSY));
+            return (actual, failed(Errno::EBUSY));
         }
         self.kept.remove(at);
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Renames a view.
     pub fn rename_kept(&mut self, kind: Kind, title: Title, to: Title) -> (Outcome, Outcome) {
         let (kind, name, to) = (view_kind(kind), title.text(), to.text());
-        let found = views_answer(self.mount().fs.rename_view(kind, name, to));
+        let actual = views_answer(self.mount().fs.rename_view(kind, name, to));
         let Some(at) = self.find(kind, name) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         if name != to && self.find(kind, to).is_some() {
-            return (found, failed(Errno::EEXIST));
+            return (actual, failed(Errno::EEXIST));
         }
         self.kept[at].name = to.to_owned();
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Removes everything that only deleted views used.
     pub fn purge(&self) -> (Outcome, Outcome) {
-        let found = self.mount().fs.finish_purge();
-        let found = found.map_err(|error| error.errno());
-        (of(found), Outcome::Done)
+        let actual = self.mount().fs.finish_purge();
+        let actual = actual.map_err(|error| error.errno());
+        (of(actual), Outcome::Done)
     }
 
     /// Opens a file of a view and keeps it open; its contents are compared when it is closed.
@@ -324,12 +324,12 @@ impl World {
         let number = files[usize::from(file.0) % files.len()];
         let node = kept.node(number);
         let fs = &self.mount().fs;
-        let found = fs.open_file(&super::USER, node, libc::O_RDONLY);
-        if let Ok(handle) = found {
+        let actual = fs.open_file(&super::USER, node, libc::O_RDONLY);
+        if let Ok(handle) = actual {
             let data = Arc::clone(&kept.seen.model.inode(number).data);
             self.kept_open.push(KeptOpen { node, handle, data });
         }
-        (of(found.map(|_| ())), Outcome::Done)
+        (of(actual.map(|_| ())), Outcome::Done)
     }
 
     /// Closes a file of a view, and compares its contents.
@@ -339,19 +339,19 @@ impl World {
         }
         let open = usize::from(choice) % self.kept_open.len();
         let KeptOpen { node, handle, data } = self.kept_open.remove(open);
-        let found = self.mount().contents_of(node, handle);
+        let actual = self.mount().contents_of(node, handle);
         self.mount().fs.release(node, handle);
-        let found = found.map_or_else(Outcome::Failed, |found| first_difference(&found, &data));
-        (found, Outcome::Done)
+        let actual = actual.map_or_else(Outcome::Failed, |actual| first_difference(&actual, &data));
+        (actual, Outcome::Done)
     }
 
     // ---- taking back -----------------------------------------------------------------------
 
     /// Restores the live view from a snapshot; files that are open and not in it stay as orphans.
     pub fn restore(&mut self, title: Title) -> (Outcome, Outcome) {
-        let found = views_answer(self.mount().fs.restore(title.text(), None));
+        let actual = views_answer(self.mount().fs.restore(title.text(), None));
         let Some(at) = self.find(ViewKind::Snapshot, title.text()) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let seen = Arc::clone(&self.kept[at].seen);
         let mut model = seen.model.clone();
@@ -363,7 +363,7 @@ impl World {
             }
         }
         self.model = model;
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Restores one path: the copy replaces what is there.
@@ -381,11 +381,11 @@ impl World {
         let mut path = seen.model.path_of(from);
         path.push(name.clone());
         let text = String::from_utf8(path.join(&b'/')).expect("names are ASCII");
-        let found = self.mount().fs.restore(title.text(), Some(text.as_ref()));
-        let found = views_answer(found);
+        let actual = self.mount().fs.restore(title.text(), Some(text.as_ref()));
+        let actual = views_answer(actual);
         let parent = self.model.walk(&path[..path.len() - 1]);
         let (Some(copied), Some(parent)) = (entries.get(&name), parent) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let copy = Copy {
             from: *copied,
@@ -393,12 +393,12 @@ impl World {
             parent,
             name,
         };
-        if found == Outcome::Done {
+        if actual == Outcome::Done {
             self.model = self.with_copy(&copy).expect("the copy is in its place");
         } else {
             self.doubt = Some(copy);
         }
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// The model after a copy has replaced the path; `None` if the filesystem does not show that.
@@ -426,13 +426,13 @@ impl World {
         from: Number,
         numbers: &mut BTreeMap<Number, Number>,
     ) -> bool {
-        let Ok(found) = self.mount().lookup(parent, name) else {
+        let Ok(attr) = self.mount().lookup(parent, name) else {
             return false;
         };
-        let known = *numbers.entry(from).or_insert(found.node.0);
+        let known = *numbers.entry(from).or_insert(attr.node.0);
         let mut below = model.inode(from).entries.iter();
-        known == found.node.0
-            && below.all(|(name, child)| self.numbers_of(found.node, name, model, *child, numbers))
+        known == attr.node.0
+            && below.all(|(name, child)| self.numbers_of(attr.node, name, model, *child, numbers))
     }
 }
 
@@ -473,8 +473,8 @@ impl Model {
         while directory != ROOT {
             let parent = self.inode(directory).parent;
             let mut entries = self.inode(parent).entries.iter();
-            let found = entries.find(|(_, child)| **child == directory);
-            path.push(found.expect("a directory has a name").0.clone());
+            let entry = entries.find(|(_, child)| **child == directory);
+            path.push(entry.expect("a directory has a name").0.clone());
             directory = parent;
         }
         path.reverse();
@@ -484,8 +484,8 @@ impl Model {
     /// The directory at a path.
     pub fn walk(&self, path: &[Vec<u8>]) -> Option<Number> {
         path.iter().try_fold(ROOT, |at, name| {
-            let found = self.entry(at, name).ok()?;
-            self.inode(found).is_directory().then_some(found)
+            let entry = self.entry(at, name).ok()?;
+            self.inode(entry).is_directory().then_some(entry)
         })
     }
 

@@ -212,9 +212,9 @@ impl Mount {
     /// Closes and opens again; in between everything is counted again.
     pub fn reopen(self) -> Self {
         let (store, at, keystore, options) = self.end();
-        let found = audit::audit_at(&store, &at, keystore.path());
+        let totals = audit::audit_at(&store, &at, keystore.path());
         let again = Self::open_at(store, at, keystore, options).expect("open again");
-        again.compare_usage(&found);
+        again.compare_usage(&totals);
         again
     }
 
@@ -231,11 +231,11 @@ impl Mount {
     }
 
     /// The filesystem's counters agree with the counts.
-    pub fn compare_usage(&self, found: &audit::Found) {
+    pub fn compare_usage(&self, totals: &audit::Totals) {
         let usage = self.fs.usage();
-        let used_bytes = found.pages * 4096 + found.record_bytes;
+        let used_bytes = totals.pages * 4096 + totals.record_bytes;
         assert_eq!(usage.used_bytes, used_bytes, "used bytes");
-        assert_eq!(usage.inodes, found.inodes, "inodes");
+        assert_eq!(usage.inodes, totals.inodes, "inodes");
     }
 
     /// Ends the process without notice and opens again.
@@ -249,7 +249,7 @@ impl Mount {
     }
 
     /// Closes and counts.
-    pub fn finish(self) -> audit::Found {
+    pub fn finish(self) -> audit::Totals {
         let (store, at, keystore, _) = self.end();
         audit::audit_at(&store, &at, keystore.path())
     }
@@ -272,9 +272,8 @@ impl Mount {
     pub fn at(&self, path: &str) -> NodeId {
         let parts = path.split('/').filter(|part| !part.is_empty());
         parts.fold(ROOT, |node, part| {
-            let found = self.lookup(node, part.as_bytes());
-            found
-                .unwrap_or_else(|error| panic!("{path}: {error:?}"))
+            let attr = self.lookup(node, part.as_bytes());
+            attr.unwrap_or_else(|error| panic!("{path}: {error:?}"))
                 .node
         })
     }

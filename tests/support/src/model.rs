@@ -92,8 +92,8 @@ impl Model {
 
     /// The inode of a name in a directory.
     pub fn entry(&self, dir: Number, name: &[u8]) -> Result<Number, Errno> {
-        let found = self.inode(dir).entries.get(name);
-        found.copied().ok_or(Errno::ENOENT)
+        let entry = self.inode(dir).entries.get(name);
+        entry.copied().ok_or(Errno::ENOENT)
     }
 
     /// Directories that have a name.
@@ -107,8 +107,8 @@ impl Model {
     }
 
     fn numbers(&self, wanted: impl Fn(&Inode) -> bool) -> Vec<Number> {
-        let found = self.inodes.iter().filter(|(_, inode)| wanted(inode));
-        found.map(|(number, _)| *number).collect()
+        let inodes = self.inodes.iter().filter(|(_, inode)| wanted(inode));
+        inodes.map(|(number, _)| *number).collect()
     }
 
     /// Whether a name can be created in a directory.
@@ -345,21 +345,21 @@ impl Model {
 
     /// Names, kinds, owners, modes and attributes by path: all but contents and lengths.
     pub fn namespace(&self) -> BTreeMap<String, String> {
-        let mut found = BTreeMap::new();
-        self.describe(ROOT, String::from("/"), &mut found);
-        found
+        let mut lines = BTreeMap::new();
+        self.describe(ROOT, String::from("/"), &mut lines);
+        lines
     }
 
-    fn describe(&self, number: Number, path: String, found: &mut BTreeMap<String, String>) {
+    fn describe(&self, number: Number, path: String, lines: &mut BTreeMap<String, String>) {
         let inode = self.inode(number);
         for (name, child) in &inode.entries {
             let name = String::from_utf8_lossy(name);
-            self.describe(*child, format!("{path}{name}/"), found);
+            self.describe(*child, format!("{path}{name}/"), lines);
         }
         let text = format!(
             "{number} {:?} {:o} {}:{} links {} {:?} {:?}",
             inode.kind, inode.perm, inode.uid, inode.gid, inode.nlink, inode.target, inode.xattrs
         );
-        found.insert(path, text);
+        lines.insert(path, text);
     }
 }

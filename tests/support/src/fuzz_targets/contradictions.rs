@@ -343,12 +343,12 @@ fn use_it(fs: &Filesystem) {
             }
         }
     }
-    let found = names(fs);
+    let named = names(fs);
     for node in &made {
-        let theirs = found.iter().filter(|(_, _, other)| other == node).count();
+        let theirs = named.iter().filter(|(_, _, other)| other == node).count();
         assert!(theirs <= 1, "{node:?} has {theirs} names");
     }
-    move_all(fs, &found);
+    move_all(fs, &named);
 }
 
 /// A name, its directory and its inode.
@@ -356,7 +356,7 @@ type Named = (NodeId, Vec<u8>, NodeId);
 
 /// Every name that can be looked up, of each directory once.
 fn names(fs: &Filesystem) -> Vec<Named> {
-    let mut found: Vec<Named> = Vec::new();
+    let mut named: Vec<Named> = Vec::new();
     let mut directories = vec![ROOT];
     let mut known = BTreeSet::from([ROOT]);
     while let Some(directory) = directories.pop() {
@@ -367,10 +367,10 @@ fn names(fs: &Filesystem) -> Vec<Named> {
             if attr.kind == FileKind::Directory && known.insert(attr.node) {
                 directories.push(attr.node);
             }
-            found.push((directory, name, attr.node));
+            named.push((directory, name, attr.node));
         }
     }
-    found
+    named
 }
 
 fn names_in(fs: &Filesystem, node: NodeId) -> std::result::Result<Vec<Vec<u8>>, Errno> {
@@ -386,8 +386,8 @@ fn names_in(fs: &Filesystem, node: NodeId) -> std::result::Result<Vec<Vec<u8>>, 
     Ok(names)
 }
 
-fn move_all(fs: &Filesystem, found: &[Named]) {
-    let directories = found.iter().filter(|(_, _, node)| {
+fn move_all(fs: &Filesystem, named: &[Named]) {
+    let directories = named.iter().filter(|(_, _, node)| {
         fs.getattr(*node)
             .is_ok_and(|attr| attr.kind == FileKind::Directory)
     });
@@ -416,7 +416,7 @@ fn move_all(fs: &Filesystem, found: &[Named]) {
             let _ = fs.lookup(other, b"..");
         }
     }
-    for (parent, name, node) in found {
+    for (parent, name, node) in named {
         let _ = fs.link(*node, ROOT, b"linked");
         let _ = fs.unlink(*parent, name);
         let _ = fs.rmdir(*parent, name);

@@ -137,8 +137,8 @@ fn look_at_pages(file: MetaFile) {
     for tables in RawTables::all(&Arc::new(file)) {
         for table in Table::ALL {
             let mut last: Option<Vec<u8>> = None;
-            tables.visit(table, &(Vec::new()..vec![0xFF; 300]), &mut |found| {
-                if let Visited::Row(key, _) = found {
+            tables.visit(table, &(Vec::new()..vec![0xFF; 300]), &mut |visited| {
+                if let Visited::Row(key, _) = visited {
                     assert!(last.as_deref().is_none_or(|last| last < key));
                     last = Some(key.to_vec());
                 }

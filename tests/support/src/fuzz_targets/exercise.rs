@@ -187,9 +187,9 @@ fn names(fs: &Filesystem) -> Result<(), Errno> {
         none,
     );
     let _ = fs.rmdir(ROOT, b"made");
-    let found = fs.lookup(dir.node, b"dir")?;
-    let _ = fs.unlink(found.node, b"large");
-    let _ = fs.unlink(found.node, b"link");
+    let dir_attr = fs.lookup(dir.node, b"dir")?;
+    let _ = fs.unlink(dir_attr.node, b"large");
+    let _ = fs.unlink(dir_attr.node, b"link");
     let _ = fs.rmdir(dir.node, b"dir");
     Ok(())
 }
