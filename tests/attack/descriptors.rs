@@ -1,6 +1,6 @@
-//! The attacker is whoever started the mount: a service, a script or a shell with open files and
-//! pipes. The daemon must not keep them: readers of a pipe would wait for the daemon, and the file
-//! with the passphrase would be open in `/proc` as long as the volume is mounted.
+//! The attacker is the process that started the mount: a service, a script or a shell with open
+//! files and pipes. The daemon must not keep them: readers of a pipe would wait for the daemon, and
+//! the file with the passphrase would be open in `/proc` as long as the volume is mounted.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -62,7 +62,7 @@ fn only_expected(place: &Place, pid: i32, detached: bool) {
             assert!(!detached || target == Path::new("/dev/null"), "{all}");
             continue;
         }
-        assert!(closed_at_exec, "{number} goes to children: {all}");
+        assert!(closed_at_exec, "children inherit {number}: {all}");
         let text = target.to_string_lossy();
         let expected = target.starts_with(place.path("vol"))
             || target.starts_with(place.path("keystore"))

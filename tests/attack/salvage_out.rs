@@ -207,7 +207,7 @@ fn attributes_of_a_link_are_its_own() {
     assert_eq!((metadata.uid(), metadata.mtime()), (USER, 1));
 }
 
-/// The same race run for real, in both gaps: whoever wins, only the created file is changed.
+/// The same race run for real, in both gaps: in any order, only the created file is changed.
 #[test]
 fn a_race_changes_only_the_created_file() {
     if !is_root("a_race_changes_only_the_created_file") {

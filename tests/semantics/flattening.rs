@@ -232,12 +232,12 @@ fn reservations_of_the_newest_part_are_kept() {
     layers.layers(FLAT);
     let node = layers.mount.at("f");
     let handle = layers.mount.open_rw(node);
-    let room = (CHUNK / 2) as u64;
+    let half = (CHUNK / 2) as u64;
     let reservation = Fallocate::Allocate { keep_size: true };
     layers
         .mount
         .fs
-        .fallocate(node, handle, room, room, reservation)
+        .fallocate(node, handle, half, half, reservation)
         .unwrap();
     let reserved = layers.mount.fs.usage().contents_bytes;
     layers.mount.fs.run_maintenance().unwrap();

@@ -243,7 +243,7 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
             complain(at, "unsafe code outside src/sys".to_owned());
         }
     }
-    if path.starts_with("src/") && !PRINTS.iter().any(|room| path.starts_with(room)) {
+    if path.starts_with("src/") && !PRINTS.iter().any(|prefix| path.starts_with(prefix)) {
         let tests = test_ranges(&code);
         for name in ["print", "println", "eprint", "eprintln"] {
             for at in words(&code, name).filter(|&at| is_macro(&code, at + name.len())) {
