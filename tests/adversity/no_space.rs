@@ -1,5 +1,5 @@
-//! Disks, and a quota, that are full to the last byte: every removal frees space, and the volume can
-//! be unmounted and used again.
+//! Disks, and a quota, that are full to the last byte: every removal frees space, and the volume
+//! can be unmounted and used again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
