@@ -11,21 +11,18 @@ use std::process::Command;
 use rustix::fs::FallocateFlags;
 
 use crate::Outcome;
-use crate::filesystems::done;
+use crate::filesystems::{done, sync_backing};
 
 /// Dropping it unmounts and frees the device.
 #[derive(Debug)]
-pub struct Image {
+struct Image {
     device: String,
     root: PathBuf,
 }
 
 impl Image {
-    /// Creates an image of this size in a directory, and mounts it there.
-    ///
-    /// # Errors
-    /// There is no space, or no loop device, or this process is not root's.
-    pub fn make(place: &Path, bytes: u64) -> Outcome<Self> {
+    /// Creates an image of this size in a directory, and mounts it there. Only root can.
+    fn make(place: &Path, bytes: u64) -> Outcome<Self> {
         let path = place.join("image");
         let root = place.join("ext4");
         let file = File::create(&path)?;
@@ -52,7 +49,7 @@ impl Image {
     }
 
     /// Its root directory.
-    pub fn root(&self) -> &Path {
+    fn root(&self) -> &Path {
         &self.root
     }
 }
@@ -63,4 +60,25 @@ impl Drop for Image {
         let _ = done(Command::new("umount").arg(&self.root));
         let _ = done(Command::new("losetup").arg("--detach").arg(&self.device));
     }
+}
+
+/// Runs `measure` in an empty directory below `top`, or with `ext4_bytes` in an ext4 of that size
+/// there. Afterwards the directory is removed and everything is on disk.
+///
+/// # Errors
+/// Errors of `measure`; the directory or the ext4 cannot be made or removed; there is no loop device,
+/// or this process is not root's.
+pub fn in_fresh_backing(
+    top: &Path,
+    ext4_bytes: Option<u64>,
+    measure: impl FnOnce(&Path) -> Outcome<()>,
+) -> Outcome<()> {
+    let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
+    let image = ext4_bytes
+        .map(|bytes| Image::make(place.path(), bytes))
+        .transpose()?;
+    measure(image.as_ref().map_or(place.path(), Image::root))?;
+    drop(image);
+    place.close()?;
+    sync_backing(top)
 }

@@ -2,9 +2,9 @@
 //! continuously.
 //!
 //! Each writer counts: it writes the number to file A, then to B, then to a name, then to a small
-//! file C, each after the previous call has returned. A snapshot is one instant of all that: A >= B
-//! >= name >= C >= A - 1. It contains every call that had returned when it was requested, and does
-//! not change.
+//! file C, each after the previous call has returned. A snapshot is one instant of all that: A ≥ B
+//! ≥ name ≥ C ≥ A - 1. It contains every call that had returned when it was requested, and does not
+//! change.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
-use bilayer_bench::image::Image;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs};
+use bilayer_bench::image::in_fresh_backing;
 use bilayer_bench::spread::Spread;
 use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
@@ -102,14 +102,18 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         for round in 0..arguments.rounds as usize {
             for place in 0..kinds.len() {
                 let at = (round + place) % kinds.len();
-                one(
-                    kinds[at],
-                    &programs,
-                    top.path(),
-                    arguments,
-                    small_bytes,
-                    &mut all[at],
-                )?;
+                let ext4_bytes = arguments.ext4.then(|| (arguments.gib + 16) << 30);
+                in_fresh_backing(top.path(), ext4_bytes, |backing| {
+                    let measured = &mut all[at];
+                    one(
+                        kinds[at],
+                        &programs,
+                        backing,
+                        arguments,
+                        small_bytes,
+                        measured,
+                    )
+                })?;
             }
         }
         report(small_bytes, arguments.gib, &kinds, &mut all);
@@ -148,21 +152,15 @@ fn report(small_bytes: usize, gib: u64, kinds: &[Kind], all: &mut [Measured]) {
     }
 }
 
-/// One round on one filesystem, which is created before and removed afterwards.
+/// One round on one filesystem, which is created in `backing` and unmounted afterwards.
 fn one(
     kind: Kind,
     programs: &Programs,
-    top: &Path,
+    backing: &Path,
     arguments: &Arguments,
     small_bytes: usize,
     measured: &mut Measured,
 ) -> Outcome<()> {
-    let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
-    let image = arguments
-        .ext4
-        .then(|| Image::make(place.path(), (arguments.gib + 16) << 30))
-        .transpose()?;
-    let backing = image.as_ref().map_or(place.path(), Image::root);
     let mut filesystem = Filesystem::make(kind, programs, backing)?;
     let root = filesystem.root().to_path_buf();
     let done = AtomicBool::new(false);
@@ -185,11 +183,7 @@ fn one(
         .creates
         .push(latencies.len() as f64 / begin.elapsed().as_secs_f64());
     measured.latencies.extend(latencies);
-    filesystem.settle()?;
-    drop(filesystem);
-    drop(image);
-    place.close()?;
-    sync_backing(top)
+    filesystem.settle()
 }
 
 /// Returns the time until the file was written and closed, and until it was on disk.

@@ -10,11 +10,11 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
-use bilayer_bench::image::Image;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs};
+use bilayer_bench::image::in_fresh_backing;
 use bilayer_bench::{Outcome, exit_code, load};
 use clap::Parser;
 
@@ -71,38 +71,15 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         for place in 0..kinds.len() {
             let kind = kinds[(round + place) % kinds.len()];
             println!("round {}: {} (load {})", round + 1, kind.label(), load());
-            one(
-                kind,
-                &programs,
-                (top.path(), arguments.ext4),
-                &inputs,
-                &mut report,
-            )?;
+            let ext4_bytes = arguments.ext4.then_some(IMAGE_BYTES);
+            in_fresh_backing(top.path(), ext4_bytes, |backing| {
+                let mut filesystem = Filesystem::make(kind, &programs, backing)?;
+                workloads::run(&mut filesystem, &inputs, &mut |workload, measured| {
+                    report.add(kind, workload, measured);
+                })
+            })?;
         }
     }
     print!("\n{report}");
     Ok(())
-}
-
-/// Runs all workloads on one filesystem, which is created before and removed afterwards.
-fn one(
-    kind: Kind,
-    programs: &Programs,
-    (top, ext4): (&Path, bool),
-    inputs: &Inputs,
-    report: &mut Report,
-) -> Outcome<()> {
-    let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
-    let image = ext4
-        .then(|| Image::make(place.path(), IMAGE_BYTES))
-        .transpose()?;
-    let backing = image.as_ref().map_or(place.path(), Image::root);
-    let mut filesystem = Filesystem::make(kind, programs, backing)?;
-    workloads::run(&mut filesystem, inputs, &mut |workload, measured| {
-        report.add(kind, workload, measured);
-    })?;
-    drop(filesystem);
-    drop(image);
-    place.close()?;
-    sync_backing(top)
 }

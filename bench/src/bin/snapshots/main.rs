@@ -13,8 +13,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
-use bilayer_bench::image::Image;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs};
+use bilayer_bench::image::in_fresh_backing;
 use bilayer_bench::{Outcome, exit_code, load};
 use clap::{Parser, ValueEnum};
 
@@ -119,27 +119,20 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         if !arguments.parts.is_empty() && !arguments.parts.contains(part) {
             continue;
         }
-        let place = tempfile::Builder::new()
-            .prefix("part-")
-            .tempdir_in(top.path())?;
-        let image = arguments
-            .ext4
-            .map(|gib| Image::make(place.path(), gib << 30))
-            .transpose()?;
-        let backing = image.as_ref().map_or(place.path(), Image::root);
         let name = part.to_possible_value();
         let name = name.as_ref().map_or("", |name| name.get_name());
         println!("\n{name} (load {})", load());
-        match part {
-            Part::Taking => taking::run(&programs, backing, arguments)?,
-            Part::Writing => writing::run(&programs, backing, arguments)?,
-            Part::Many => many::run(&programs, backing, arguments)?,
-            Part::Deploying => deploying::run(&programs, backing, arguments)?,
-            Part::Resealing => resealing::run(&programs, backing, arguments)?,
-        }
-        drop(image);
-        place.close()?;
-        sync_backing(top.path())?;
+        let run_part = match part {
+            Part::Taking => taking::run,
+            Part::Writing => writing::run,
+            Part::Many => many::run,
+            Part::Deploying => deploying::run,
+            Part::Resealing => resealing::run,
+        };
+        let ext4_bytes = arguments.ext4.map(|gib| gib << 30);
+        in_fresh_backing(top.path(), ext4_bytes, |backing| {
+            run_part(&programs, backing, arguments)
+        })?;
     }
     Ok(())
 }
