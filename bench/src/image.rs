@@ -66,8 +66,8 @@ impl Drop for Image {
 /// there. Afterwards the directory is removed and everything is on disk.
 ///
 /// # Errors
-/// Errors of `measure`; the directory or the ext4 cannot be made or removed; there is no loop device,
-/// or this process is not root's.
+/// Errors of `measure`; the directory or the ext4 cannot be made or removed; there is no loop
+/// device, or this process is not root's.
 pub fn in_fresh_backing(
     top: &Path,
     ext4_bytes: Option<u64>,

@@ -15,7 +15,7 @@ use bilayer::store::StorePath;
 use bilayer::store::faulty::{Call, CallKind, Fault, WriteUnit};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::machine::{Machine, kill, mount_fresh, options};
+use crate::machine::{Machine, Survivors, kill, mount_fresh, options, power_cut};
 use crate::panics::{Failure, caught};
 use crate::script::{COPY, DEPLOYMENT, STEPS, Script, State, check, tree};
 use crate::support::{Mount, ROOT, directory_of, try_open_volume};
@@ -273,7 +273,13 @@ fn begin_again(call: u64, mount: Mount) -> Mount {
             assert_eq!(closed.is_ok(), latched.is_none(), "{closed:?}");
             Machine::of(mount)
         }
-        _ => crate::machine::cut(mount, (call, 0), &mut env),
+        _ => {
+            let survivors = Survivors {
+                seed: call,
+                lost_records: 0,
+            };
+            power_cut(mount, survivors, &mut env)
+        }
     };
     machine.open(&[], &mut env)
 }

@@ -152,14 +152,23 @@ fn records_of(keystore: &Path) -> PathBuf {
     keystore.join("platform").join("volumes")
 }
 
+/// What a power cut leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Survivors {
+    /// Seed of the choice of what survives on the disk.
+    pub seed: u64,
+    /// Number of the newest keystore records that are lost.
+    pub lost_records: u64,
+}
+
 /// The power fails.
-pub fn cut(mount: Mount, (survivor, record): (u64, u64), env: &mut Environment<'_>) -> Machine {
-    let store = mount.store.power_cut(survivor);
+pub fn power_cut(mount: Mount, survivors: Survivors, env: &mut Environment<'_>) -> Machine {
+    let store = mount.store.power_cut(survivors.seed);
     // Only ends its threads: the store refuses everything.
     let _ = mount.fs.close();
     let (keystore, options) = (Arc::clone(&mount.keystore), mount.options.clone());
     drop(mount);
-    env.lose(&keystore, record);
+    env.lose(&keystore, survivors.lost_records);
     Machine {
         store,
         keystore,

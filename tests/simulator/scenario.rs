@@ -7,7 +7,9 @@ use bilayer::fs::types::NodeId;
 use bilayer::store::faulty::WriteUnit;
 
 use crate::history::{History, page_range, pages_touching};
-use crate::machine::{Environment, Machine, Remembered, cut, kill, mount_fresh, options};
+use crate::machine::{
+    Environment, Machine, Remembered, Survivors, kill, mount_fresh, options, power_cut,
+};
 use crate::panics::{caught, quietly};
 use crate::plan::{Cut, End, Plan, Round, Step};
 use crate::stats::Stats;
@@ -243,7 +245,11 @@ fn end(plan: &Plan, round: &Round, mount: Mount, env: &mut Environment<'_>) -> M
         End::Power => {
             env.stats.cuts += 1;
             env.stats.torn_devices += u64::from(plan.unit == WriteUnit::Sector);
-            cut(mount, (round.survivor, round.record), env)
+            let survivors = Survivors {
+                seed: round.survivor,
+                lost_records: round.record,
+            };
+            power_cut(mount, survivors, env)
         }
     }
 }
@@ -324,8 +330,12 @@ fn unmount(round: &Round, world: &mut World, env: &mut Environment<'_>) {
             let call = store.cut_call().filter(|_| met);
             env.log(|| format!("the power fails when it is unmounted: {call:?}, {unmount:?}"));
             // The record of a clean unmount is written at its end.
-            let record = if closed.is_ok() { 0 } else { unmount.record };
-            cut(mount, (unmount.survivor, record), env)
+            let lost_records = if closed.is_ok() { 0 } else { unmount.record };
+            let survivors = Survivors {
+                seed: unmount.survivor,
+                lost_records,
+            };
+            power_cut(mount, survivors, env)
         }
     };
     if met {

@@ -19,7 +19,7 @@ use bilayer::fs::{AccessTimes, FilesystemOptions};
 use bilayer::store::faulty::WriteUnit;
 
 use crate::history::History;
-use crate::machine::{Environment, cut, kill, mount_fresh};
+use crate::machine::{Environment, Survivors, kill, mount_fresh, power_cut};
 use crate::panics::caught;
 use crate::plan::Draw;
 use crate::stats::Stats;
@@ -132,14 +132,18 @@ fn run_scenario(seed: u64, stats: &mut Stats) {
     let (snapshots, operations) = work(&common, &mut users, &seeds);
     stats.operations += operations;
     let counts = common.counts;
-    let (kills, survivor) = (draw.one_in(4), draw.next());
+    let (kills, seed) = (draw.one_in(4), draw.next());
     let mut env = Environment::new(stats);
     let machine = if kills {
         env.stats.kills += 1;
         kill(mount)
     } else {
         env.stats.cuts += 1;
-        cut(mount, (survivor, 0), &mut env)
+        let survivors = Survivors {
+            seed,
+            lost_records: 0,
+        };
+        power_cut(mount, survivors, &mut env)
     };
     let mount = machine.open(&[], &mut env);
     look(&mount, &mut users, &counts, &snapshots, env.stats);
