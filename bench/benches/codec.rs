@@ -1,15 +1,15 @@
-//! What both layers cost per 4032-byte page on one core, sealing and opening: the path that is
-//! used, beside the second opinion's and a plain copy.
+//! Cost of both layers per 4032-byte page on one core, sealing and opening: the implementation in
+//! use, beside the independent second implementation and a plain copy.
 //!
 //! ```text
 //! cd bench && cargo bench --bench codec
 //! ```
-//! The process is pinned to one core. Every figure is the fastest of many samples, since anything
-//! slower was something else running on the machine; the median stands beside it.
+//! The process is pinned to one core. Every figure is the fastest of many samples, since slower
+//! ones were disturbed by other processes; the median is printed beside it.
 //!
-//! `xts-mode` works block by block through a generic call, and what the compiler makes of that
-//! hangs on what else is in the program: 2.8 µs and 12.7 µs have been seen on one machine for
-//! benchmarks that differed in an unrelated line. The used path did not move between the two.
+//! `xts-mode` works block by block through a generic call, and its speed depends on how the
+//! compiler optimizes the rest of the program: 2.8 µs and 12.7 µs were measured on one machine for
+//! benchmarks that differed in an unrelated line. The implementation in use did not vary.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -34,7 +34,7 @@ use xts_mode::Xts128;
 const SAMPLES: usize = 60;
 const SAMPLE_TIME: Duration = Duration::from_millis(4);
 const AAD: [u8; 64] = [0xAD; 64];
-/// Pages of the run that whole-path figures are measured with: 1 MiB.
+/// Pages of the run with which the whole path is measured: 1 MiB.
 const RUN_PAGES: usize = 256;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -128,7 +128,7 @@ fn used_path(set: &KeySet) -> Result<(), Box<dyn std::error::Error>> {
     outer[1..].copy_from_slice(&inner);
     let outer_tag = machine.seal(&nonce, &AAD, outer.as_flattened_mut())?;
 
-    // Opening in place destroys what is opened, so each call works on a copy.
+    // Opening in place overwrites its input, so each call works on a copy.
     measure("open: customer layer (and a copy)", 1, || {
         let mut blocks = inner;
         black_box(customer.open(1, &AAD, &inner_tag, blocks.as_mut_slice().into())).ok();
@@ -181,7 +181,7 @@ fn second_opinion() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Everything a page goes through but the system call: locks, nonces, headers, buffers.
+/// Everything that happens to a page except the system call: locks, nonces, headers, buffers.
 fn through_a_file(set: &Arc<KeySet>) -> Result<(), Box<dyn std::error::Error>> {
     let file = Arc::new(MemoryFile::default());
     let object = ContentsFile::new(file, set, CryptoId([1; 16]));

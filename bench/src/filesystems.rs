@@ -1,7 +1,7 @@
-//! The filesystems that are measured: how each is made, mounted and unmounted.
+//! The filesystems that are measured: how each is created, mounted and unmounted.
 //!
-//! Daemons stay in the foreground as children of this program: it knows when they have ended and
-//! what processor time they took.
+//! Daemons stay in the foreground as children of this program, so that it sees when they end and
+//! how much CPU time they took.
 
 use std::error::Error;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -16,10 +16,10 @@ use crate::Outcome;
 /// How long a daemon may take to mount or to end.
 const PATIENCE: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_millis(2);
-/// Both programs get the same one, from a file.
+/// Both programs get the same passphrase, from a file.
 const PASSPHRASE: &str = "a passphrase for a benchmark\n";
 
-/// What is compared.
+/// The filesystems to compare.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Kind {
     /// A directory of the backing filesystem
@@ -35,7 +35,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What is compared unless said otherwise.
+    /// The filesystems that are compared by default.
     pub const ALL: [Self; 4] = [
         Self::Plain,
         Self::Gocryptfs,
@@ -43,7 +43,7 @@ impl Kind {
         Self::BilayerCustomer,
     ];
 
-    /// What tables call it.
+    /// Its name in tables.
     pub fn label(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -64,10 +64,10 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// `bilayer`: unless given, the one beside this program. `before`: the other version.
+    /// `bilayer`: the program beside this one by default. `before`: the other version.
     ///
     /// # Errors
-    /// It is not there.
+    /// A program does not exist.
     pub fn find(bilayer: Option<PathBuf>, before: Option<PathBuf>) -> Outcome<Self> {
         let bilayer = match bilayer {
             Some(path) => fs::canonicalize(path)?,
@@ -84,14 +84,19 @@ impl Programs {
         })
     }
 
-    /// Whether gocryptfs is installed.
-    pub fn has_gocryptfs(&self) -> bool {
-        self.gocryptfs_version.is_some()
-    }
-
-    /// Whether there is another version of bilayer.
-    pub fn has_before(&self) -> bool {
-        self.before.is_some()
+    /// The filesystems of `only` whose program is installed, each once, and `before` if it was
+    /// given.
+    pub fn kinds_to_compare(&self, only: &[Kind]) -> Vec<Kind> {
+        let before = self.before.is_some().then_some(&Kind::Before);
+        let mut kinds = Vec::new();
+        for kind in only.iter().chain(before) {
+            if *kind == Kind::Gocryptfs && self.gocryptfs_version.is_none() {
+                eprintln!("gocryptfs is not installed: left out");
+            } else if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
+        }
+        kinds
     }
 
     /// Their versions.
@@ -111,20 +116,20 @@ impl Programs {
 pub struct Filesystem {
     kind: Kind,
     bilayer: PathBuf,
-    /// Holds all the rest.
+    /// Directory that contains everything else.
     place: PathBuf,
-    /// What the names of this one's files and directories in there begin with.
+    /// Prefix of the names of this filesystem's files and directories in `dir`.
     prefix: String,
-    /// Its root as a user sees it.
+    /// Its root directory as a user sees it.
     root: PathBuf,
     daemon: Option<Child>,
 }
 
 impl Filesystem {
-    /// Makes one in an empty directory and mounts it.
+    /// Creates a filesystem in an empty directory and mounts it.
     ///
     /// # Errors
-    /// A program fails, or says nothing for too long.
+    /// A program fails, or does not answer for too long.
     pub fn make(kind: Kind, programs: &Programs, place: &Path) -> Outcome<Self> {
         let bilayer = match (kind, &programs.before) {
             (Kind::Before, Some(before)) => before,
@@ -148,8 +153,8 @@ impl Filesystem {
         Ok(filesystem)
     }
 
-    /// One more volume under the same keys, in directories beside those of this one. It is not
-    /// mounted, and its directory is not made.
+    /// Another volume under the same keys, in directories beside those of this one. It is not
+    /// mounted, and its directory is not created.
     ///
     /// # Errors
     /// The directory to mount it in could not be made.
@@ -166,14 +171,14 @@ impl Filesystem {
         })
     }
 
-    /// A command of bilayer, to which its own words are still to be added.
+    /// A bilayer command with the common options, to which the caller adds its own arguments.
     pub fn bilayer(&self) -> Command {
         let mut command = Command::new(&self.bilayer);
         command.env("BILAYER_PLATFORM_KEYSTORE", self.place.join("keystore"));
         command
     }
 
-    /// Its root as a user sees it.
+    /// Its root directory as a user sees it.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -289,7 +294,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// With what the daemon had to say.
+    /// An error with the daemon's output.
     fn ended(&self, status: ExitStatus) -> Box<dyn Error> {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         format!("{}: its daemon ended: {status}\n{log}", self.kind.label()).into()
@@ -345,7 +350,7 @@ impl Drop for Filesystem {
         let Some(mut daemon) = self.daemon.take() else {
             return;
         };
-        // Detached even if something went wrong inside; then the daemon ends by itself.
+        // Detached even if a test inside failed; the daemon then ends by itself.
         if self.unmount_command(&["-l"]).is_err() && self.unmount_command(&["-z"]).is_err() {
             let _ = daemon.kill();
         }
@@ -353,13 +358,13 @@ impl Drop for Filesystem {
     }
 }
 
-/// Forgets what the kernel has cached.
+/// Drops the kernel's caches.
 pub fn drop_caches() {
-    // Where it is refused, `caches_can_be_dropped` has said so.
+    // Where that is not permitted, `caches_can_be_dropped` has reported it.
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
 }
 
-/// Whether caches are really cold where they should be.
+/// True if the caches can be dropped where that is intended.
 pub fn caches_can_be_dropped() -> bool {
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
@@ -372,7 +377,7 @@ pub fn sync_backing(place: &Path) -> Outcome<()> {
     Ok(rustix::fs::syncfs(File::open(place)?)?)
 }
 
-/// Runs a command that must succeed; what it prints is shown only if it does not.
+/// Runs a command that must succeed. Its output is shown only if it does not.
 ///
 /// # Errors
 /// It does not run, or fails.

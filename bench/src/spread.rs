@@ -2,19 +2,19 @@
 
 use std::fmt;
 
-/// Of several samples.
+/// The spread of several samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
     /// The smallest.
     pub smallest: f64,
-    /// The one in the middle, or between the two there.
+    /// The median.
     pub median: f64,
     /// The largest.
     pub largest: f64,
 }
 
 impl Spread {
-    /// `None`: of none.
+    /// `None` if there are no samples.
     pub fn of(mut samples: Vec<f64>) -> Option<Self> {
         samples.sort_by(f64::total_cmp);
         let (&smallest, &largest) = (samples.first()?, samples.last()?);

@@ -1,6 +1,7 @@
-//! A tree of files as source code has them, the same on every machine: sizes between 256 bytes and
-//! 64 KiB, evenly over their logarithms, incompressible contents, directories up to four deep, a
-//! few symbolic links and executable files. And the bytes of all that is written.
+//! A tree of files like one of source code, the same on every machine: sizes between 256 bytes and
+//! 64 KiB, evenly distributed over their logarithms, incompressible contents, directories up to
+//! four deep, a few symbolic links and executable files. Also the generator of all bytes that are
+//! written.
 
 use std::fs;
 use std::io;
@@ -45,7 +46,7 @@ impl Bytes {
     }
 }
 
-/// What a tree has.
+/// The contents of a tree.
 #[derive(Clone, Copy, Debug)]
 pub struct TreeSize {
     /// Files, links included.
@@ -56,7 +57,7 @@ pub struct TreeSize {
     pub bytes: u64,
 }
 
-/// Makes the tree at `top`, which must not exist.
+/// Creates the tree at `top`, which must not exist.
 ///
 /// # Errors
 /// Something could not be written.

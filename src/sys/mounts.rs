@@ -123,7 +123,7 @@ pub(crate) fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
 
 /// How to unmount a filesystem that may be in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Detach {
+pub(crate) enum Detach {
     /// Fail with EBUSY while it is in use.
     No,
     /// Detach now, and end when the last user is gone (`MNT_DETACH`).

@@ -1,4 +1,4 @@
-//! A control group of a test's own: a limit of memory for the daemon.
+//! A control group of a test's own: a memory limit for the daemon.
 
 use std::fs;
 use std::io::Write;
@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use crate::real::{Mounted, Place, run, wait_until};
 
-/// The group; taken away when it goes.
+/// The group; removed on drop.
 pub(crate) struct Cgroup {
     dir: PathBuf,
-    /// File that holds the limit.
+    /// File with the limit.
     limit: &'static str,
 }
 
 impl Cgroup {
-    /// A group with a limit in bytes; `None`, after saying so, where there can be none. Not every
-    /// machine that runs tests lets groups be made: that is never a failure.
+    /// A group with a limit in bytes; `None`, after a message, if there can be none. Not every
+    /// machine that runs tests permits groups, so this is never a failure.
     pub(crate) fn new(test: &str, limit_bytes: u64) -> Option<Self> {
         let made = Self::make(test, limit_bytes);
         if made.is_none() {
-            // Not by a macro: the harness would keep it to itself.
+            // Not by a macro: the test harness would capture it.
             let _ = writeln!(
                 std::io::stderr(),
                 "SKIPPED: {test}: no control group with a limit of memory can be made here"
@@ -68,15 +68,15 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Whoever was in it may need a moment to be gone.
+        // A process that was in the group may take a moment to end.
         wait_until(Duration::from_secs(10), || {
             fs::remove_dir(&self.dir).is_ok()
         });
     }
 }
 
-/// Where a group may be made, and the name of the file with its limit: version 1 of control groups,
-/// else version 2.
+/// The directory in which a group may be created, and the name of the file with its limit: version
+/// 1 of control groups, else version 2.
 fn parent() -> Option<(PathBuf, &'static str)> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = |controller: &str| {

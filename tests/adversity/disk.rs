@@ -6,14 +6,14 @@ use std::process::Command;
 
 use crate::real::{Place, command, have, need, run};
 
-/// The disk; unmounted, and its device given back, when it goes.
+/// The disk; on drop it is unmounted and its device is freed.
 pub(crate) struct SmallDisk {
     pub(crate) dir: PathBuf,
     image: PathBuf,
 }
 
 impl SmallDisk {
-    /// A disk of so many MiB at `disk` in this place; `None`, after saying so, where there can be
+    /// A disk of this many MiB at `disk` in this place; `None`, after a message, if there can be
     /// none.
     pub(crate) fn new(place: &Place, megabytes: u64, test: &str) -> Option<Self> {
         if !need(
@@ -33,7 +33,7 @@ impl SmallDisk {
         need(disk.is_mounted(), test, &why).then_some(disk)
     }
 
-    /// Mounts it (again). When something is wrong with it, it becomes read-only.
+    /// Mounts it (again). On an error of the filesystem it becomes read-only.
     pub(crate) fn mount(&self) -> Result<(), String> {
         if self.is_mounted() {
             return Ok(());
@@ -47,7 +47,7 @@ impl SmallDisk {
         }
     }
 
-    /// Unmounts it, and repairs what is wrong with it.
+    /// Unmounts it and repairs it.
     pub(crate) fn repair(&self) {
         run(&mut command("umount", [&self.dir])).done();
         let checked = run(command("e2fsck", ["-fy"]).arg(&self.image));
@@ -71,13 +71,13 @@ impl SmallDisk {
         source.trim_start_matches("/dev/").to_owned()
     }
 
-    /// Fills it from beside the volume, to the last byte.
+    /// Fills it to the last byte with files beside the volume.
     pub(crate) fn fill(&self, megabytes: usize) {
         let filled = fs::write(self.ballast(), vec![1; megabytes << 20]).unwrap_err();
         assert!(crate::full::is_full(&filled), "{filled}");
     }
 
-    /// Takes away what [`Self::fill`] has put there.
+    /// Removes what [`Self::fill`] has written.
     pub(crate) fn empty(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }

@@ -1,5 +1,5 @@
-//! A backing disk that is full: who writes is told, nothing that was synced is lost, and room made
-//! is room to write in.
+//! A full backing disk: writers get ENOSPC, nothing that was synced is lost, and freed space can be
+//! written again.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::StorageFull
 }
 
-/// Writes files until there is no room; the names and seeds of those that were synced.
+/// Writes files until the disk is full. Returns the names and seeds of those that were synced.
 fn fill(dir: &Path, prefix: &str, len: usize) -> Vec<(String, u64)> {
     let mut synced = Vec::new();
     for seed in 0..20_000 {
@@ -25,7 +25,7 @@ fn fill(dir: &Path, prefix: &str, len: usize) -> Vec<(String, u64)> {
             Ok(()) => synced.push((name, seed)),
             Err(error) => {
                 assert!(is_full(&error), "{name}: {error}");
-                // Whatever part of it there is, it can be removed.
+                // A file that exists only in part can be removed.
                 match fs::remove_file(dir.join(&name)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         panic!("{name} cannot be removed: {error}")
@@ -40,8 +40,8 @@ fn fill(dir: &Path, prefix: &str, len: usize) -> Vec<(String, u64)> {
 
 fn check(dir: &Path, synced: &[(String, u64)], len: usize) {
     for (name, seed) in synced {
-        let found = fs::read(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(found == noise(*seed, len), "{name} is not what was synced");
+        let actual = fs::read(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(actual == noise(*seed, len), "{name} is not what was synced");
     }
 }
 
@@ -68,7 +68,7 @@ fn a_full_disk_loses_nothing() {
         for (name, _) in &synced {
             fs::remove_file(mounted.path(name)).unwrap();
         }
-        // Room is made when the removal is on disk.
+        // The space is free once the removal is on disk.
         fs::File::open(mounted.dir()).unwrap().sync_all().unwrap();
         mounted.unmount();
         mounted = place.mount("disk/vol", "mnt", "");
@@ -77,7 +77,7 @@ fn a_full_disk_loses_nothing() {
     mounted.unmount();
 }
 
-/// Removes a third and writes something else into the room.
+/// Removes a third of the files and writes others into their space.
 fn assert_writable_after_removal(
     mounted: &Mounted<'_>,
     synced: &mut Vec<(String, u64)>,
@@ -110,7 +110,7 @@ fn a_disk_that_others_fill_does_not_break_the_volume() {
     let ballast = disk.dir.join("ballast");
     let filled = fs::write(&ballast, vec![1; 40 << 20]).unwrap_err();
     assert!(is_full(&filled), "{filled}");
-    // Names need no contents: they may still be made, or be refused for want of room.
+    // Names need no space for contents: creating them may succeed or fail with ENOSPC.
     for number in 0..2000 {
         match fs::create_dir(mounted.path(&format!("dir-{number}"))) {
             Err(error) if !is_full(&error) => panic!("dir-{number}: {error}"),
@@ -121,7 +121,7 @@ fn a_disk_that_others_fill_does_not_break_the_volume() {
     assert!(fs::read(mounted.path("kept")).unwrap() == noise(1, 500_000));
     fs::remove_file(&ballast).unwrap();
     let written = write_synced(&mounted.path("after"), &noise(2, 500_000));
-    written.unwrap_or_else(|error| panic!("after room was made: {error}"));
+    written.unwrap_or_else(|error| panic!("after space was freed: {error}"));
     mounted.unmount();
     let mounted = place.mount("disk/vol", "mnt", "");
     assert!(fs::read(mounted.path("kept")).unwrap() == noise(1, 500_000));
@@ -129,7 +129,7 @@ fn a_disk_that_others_fill_does_not_break_the_volume() {
     mounted.unmount();
 }
 
-/// What is refused for want of room has not happened, and deleting makes room.
+/// An operation that fails with ENOSPC has no effect, and deleting files frees space.
 #[test]
 fn views_of_a_full_disk() {
     let test = "full-views";
@@ -147,7 +147,7 @@ fn views_of_a_full_disk() {
         fs::remove_file(mounted.path(name)).unwrap();
     }
     fill(mounted.dir(), "after", 300_000);
-    // What is left is less than a commit sets aside.
+    // Less is free than a commit reserves.
     fs::write(disk.dir.join("other"), vec![1; 100 << 20]).unwrap_err();
     let names = |dir: &str| -> Vec<_> {
         let entries = fs::read_dir(mounted.path(dir)).unwrap();
@@ -170,7 +170,7 @@ fn views_of_a_full_disk() {
         fs::remove_dir(mounted.path(".snapshots").join(name)).unwrap();
     }
     assert!(names(".snapshots").is_empty());
-    // As much as was there before fits again.
+    // As much as before fits again.
     for (name, seed) in &before {
         write_synced(&mounted.path(name), &noise(*seed, 1_000_000)).unwrap();
     }
@@ -186,10 +186,10 @@ fn fill_some(dir: &Path) -> Vec<(String, u64)> {
     names
 }
 
-/// Several write, sync, rename, append, and take snapshots, while somebody else fills the disk and
-/// makes room again.
+/// Several threads write, sync, rename, append and take snapshots, while another process fills the
+/// disk and frees it again.
 #[test]
-fn full_in_the_middle_of_everything() {
+fn the_disk_fills_up_during_every_kind_of_work() {
     let test = "full-middle";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
@@ -206,7 +206,7 @@ fn full_in_the_middle_of_everything() {
         std::thread::scope(|scope| {
             for writer in &mut writers {
                 scope.spawn(|| {
-                    // Until it is full; a disk that is never full is noticed at the end.
+                    // Until the disk is full. A disk that is never full is noticed at the end.
                     let stopped = writer.work(100_000);
                     assert!(is_full(&stopped.unwrap_err()));
                 });
@@ -219,7 +219,7 @@ fn full_in_the_middle_of_everything() {
         });
         disk.empty();
         writers.iter_mut().for_each(Writer::check);
-        // Whatever they left half written, removing makes room and all goes on.
+        // Files may be half written: removing them frees space, and everything works again.
         for snapshot in fs::read_dir(mounted.path(".snapshots")).unwrap() {
             fs::remove_dir(snapshot.unwrap().path()).unwrap();
         }

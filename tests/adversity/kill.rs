@@ -1,7 +1,7 @@
-//! The daemon killed in the middle of work: the next mount needs no help, and what a completed
-//! fsync covered is there byte for byte.
+//! The daemon is killed while it works: the next mount needs no help, and everything that a
+//! completed fsync covered exists byte for byte.
 //!
-//! `BILAYER_TESTS_KILL_ROUNDS` sets how often (5).
+//! `BILAYER_TESTS_KILL_ROUNDS` sets the number of rounds (5).
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn rounds() -> u64 {
 }
 
 #[test]
-fn what_was_synced_survives_a_killed_daemon() {
+fn synced_data_survives_a_killed_daemon() {
     let Some(place) = Place::new("kill", Duration::from_secs(60 + 30 * rounds())) else {
         return;
     };
@@ -28,21 +28,21 @@ fn what_was_synced_survives_a_killed_daemon() {
         .map(|number| Writer::new(mounted.dir(), number))
         .collect();
     mounted.unmount();
-    let mut promised = 0;
+    let mut guaranteed = 0;
     for round in 0..rounds() {
-        // The commit timer, too, meets some of the kills.
+        // So that some kills also interrupt the commit timer.
         let mounted = place.mount("vol", "mnt", "commit=1");
         place.run("check mnt").done();
         writers.iter_mut().for_each(Writer::check);
         kill_while_writing(&place, mounted, round, &mut writers);
-        promised = writers.iter().map(Writer::promised).sum();
-        eprintln!("round {round}: {promised} files were promised");
+        guaranteed = writers.iter().map(Writer::guaranteed).sum();
+        eprintln!("round {round}: {guaranteed} files were guaranteed");
     }
     let mounted = place.mount("vol", "mnt", "");
     writers.iter_mut().for_each(Writer::check);
-    assert!(promised > 20, "{promised}");
+    assert!(guaranteed > 20, "{guaranteed}");
     mounted.unmount();
-    // It is an ordinary filesystem still.
+    // The volume is still usable as before.
     let mounted = place.mount("vol", "mnt", "");
     place.run("check mnt").done();
     writers.iter_mut().for_each(Writer::check);
@@ -52,7 +52,7 @@ fn what_was_synced_survives_a_killed_daemon() {
     mounted.unmount();
 }
 
-/// All write until the daemon is killed.
+/// All writers write until the daemon is killed.
 fn kill_while_writing(place: &Place, mounted: Mounted<'_>, round: u64, writers: &mut [Writer]) {
     let millis = 200 + u64::from(noise(round + 77, 1)[0]) * 6;
     std::thread::scope(|scope| {
@@ -64,7 +64,7 @@ fn kill_while_writing(place: &Place, mounted: Mounted<'_>, round: u64, writers: 
         }
         std::thread::sleep(Duration::from_millis(millis / 2));
         if round % 3 == 1 {
-            // What a snapshot holds is never written in place.
+            // Data in a snapshot is never overwritten in place.
             place
                 .run(&format!("snapshot create mnt round-{round}"))
                 .done();

@@ -1,5 +1,5 @@
-//! The daemon's memory is bounded; where it is given less than that, the kernel kills it, which is
-//! as any other kill.
+//! The daemon's memory is bounded. With less than that, the kernel kills it, which is like any
+//! other kill.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -10,13 +10,13 @@ use std::time::Duration;
 use crate::cgroup::Cgroup;
 use crate::real::{Place, is_alive, noise, wait_until, write_synced};
 
-/// What docs/DURABILITY.md says is enough with default options.
+/// The memory that docs/DURABILITY.md calls sufficient with default options.
 const ENOUGH: u64 = 384 << 20;
 const SMALL_FILES: u64 = 20_000;
 const OPEN_FILES: u64 = 3_000;
 
 #[test]
-fn memory_stays_within_what_is_said() {
+fn memory_stays_within_the_documented_bound() {
     let test = "memory-bound";
     let Some(place) = Place::new(test, Duration::from_secs(300)) else {
         return;
@@ -25,13 +25,13 @@ fn memory_stays_within_what_is_said() {
         return;
     };
     place.run("create vol").done();
-    // Commits by time would come too late to help.
+    // Timed commits would come too late to help.
     let mounted = group.mount(&place, "vol", "commit=300");
     write_synced(&mounted.path("synced"), &noise(7, 100_000)).unwrap();
     let open = open_many(mounted.dir());
     small_files(mounted.dir());
     write_much(&mounted.path("large"));
-    // Snapshots, with something new in each.
+    // Snapshots, with new data in each.
     for round in 0..30u8 {
         place.run(&format!("snapshot create mnt s{round}")).done();
         for (number, file) in open.iter().enumerate().skip(usize::from(round)).step_by(40) {
@@ -53,7 +53,7 @@ fn memory_stays_within_what_is_said() {
     mounted.unmount();
 }
 
-/// The most memory that a process had at a time, in bytes.
+/// The peak memory of a process, in bytes.
 fn high_water_mark(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -76,7 +76,7 @@ fn open_many(dir: &Path) -> Vec<File> {
     (0..OPEN_FILES).map(open).collect()
 }
 
-/// Makes many files, or writes them anew, and syncs none.
+/// Creates or overwrites many files, and syncs none.
 fn small_files(dir: &Path) {
     for number in 0..SMALL_FILES {
         let dir = dir.join(format!("dir-{}", number / 1000));
@@ -96,9 +96,9 @@ fn write_much(path: &Path) {
     (0..300).for_each(|_| file.write_all(&piece).unwrap());
 }
 
-/// Given far too little, and told to commit rarely.
+/// Far too little memory, and a long commit interval.
 #[test]
-fn a_daemon_killed_for_want_of_memory_loses_nothing() {
+fn a_daemon_killed_for_lack_of_memory_loses_nothing() {
     let test = "memory-gone";
     let Some(place) = Place::new(test, Duration::from_secs(200)) else {
         return;
@@ -123,13 +123,13 @@ fn a_daemon_killed_for_want_of_memory_loses_nothing() {
     }
     assert!(failed, "the limit has no effect");
     let gone = wait_until(Duration::from_secs(30), || !is_alive(mounted.pid));
-    assert!(gone, "whoever writes is refused, and the daemon lives");
+    assert!(gone, "writers get errors, but the daemon is alive");
     mounted.kill();
     mounted.take_away();
     let mounted = place.mount("vol", "mnt", "");
     for seed in 0..50 {
-        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
-        assert!(found == noise(seed, 9_000), "synced-{seed}");
+        let actual = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(actual == noise(seed, 9_000), "synced-{seed}");
     }
     mounted.unmount();
     place.run("check vol").done();

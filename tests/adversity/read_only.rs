@@ -1,5 +1,4 @@
-//! The backing filesystem becomes read-only below a mount, as ext4 does when something is wrong
-//! with its disk.
+//! The backing filesystem becomes read-only below a mount, as ext4 does after an error of its disk.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,7 +19,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
     };
     let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device());
     let there = fs::exists(&trigger).unwrap_or(false);
-    if !need(there, test, "ext4 cannot be told that something is wrong") {
+    if !need(there, test, "ext4 has no file to report an error through") {
         return;
     }
     place.run("create disk/vol").done();
@@ -37,19 +36,19 @@ fn a_backing_filesystem_that_becomes_read_only() {
         .unwrap();
 
     fs::write(&trigger, "1").unwrap();
-    // Callers are told, and from then on nothing may be changed.
+    // Callers get an error, and from then on nothing may be changed.
     open.write_all_at(&[1; 5000], 100_000).ok();
-    assert!(is_told(open.sync_all()), "fsync");
+    assert!(is_reported(open.sync_all()), "fsync");
     let latched = || {
         let written = fs::write(mounted.path("new"), b"x");
         written.is_err_and(|error| error.raw_os_error() == Some(libc::EROFS))
     };
     assert!(wait_until(Duration::from_secs(20), latched), "not latched");
-    assert!(is_told(write_synced(&mounted.path("other"), b"y")));
-    // What was synced can be read all the while.
+    assert!(is_reported(write_synced(&mounted.path("other"), b"y")));
+    // Synced data can be read all the time.
     for seed in 0..20 {
-        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
-        assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
+        let actual = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(actual[..40_000] == noise(seed, 40_000), "synced-{seed}");
     }
     let said = fs::read_to_string(&log).unwrap();
     assert!(said.contains("read-only from now on"), "{said}");
@@ -59,7 +58,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
         "{health}"
     );
     drop(open);
-    // It says that not everything could be kept.
+    // The command reports that not everything could be saved.
     let unmounted = run(place.bilayer(["unmount"]).arg(mounted.dir()));
     assert_ne!(unmounted.code, 0, "{unmounted:?}");
     assert!(wait_until(Duration::from_secs(20), || !mounted.is_there()));
@@ -69,16 +68,16 @@ fn a_backing_filesystem_that_becomes_read_only() {
     disk.mount().unwrap();
     let mounted = place.mount("disk/vol", "mnt", "");
     for seed in 0..20 {
-        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
-        assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
-        assert!(seed == 0 || found.len() == 40_000);
+        let actual = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(actual[..40_000] == noise(seed, 40_000), "synced-{seed}");
+        assert!(seed == 0 || actual.len() == 40_000);
     }
     write_synced(&mounted.path("after"), &noise(99, 50_000)).unwrap();
     mounted.unmount();
     place.run("check disk/vol").done();
 }
 
-fn is_told(result: io::Result<()>) -> bool {
+fn is_reported(result: io::Result<()>) -> bool {
     let code = result.err().and_then(|error| error.raw_os_error());
     matches!(code, Some(libc::EIO | libc::EROFS))
 }

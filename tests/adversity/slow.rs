@@ -1,5 +1,5 @@
-//! More dirty data than the daemon has memory, and a disk that takes it slowly: who writes is
-//! slowed down, memory stays bounded, and fsync means what it says.
+//! More dirty data than the daemon has memory, and a slow disk: writers are slowed down, memory
+//! stays bounded, and fsync keeps its guarantee.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,15 +10,15 @@ use crate::cgroup::Cgroup;
 use crate::disk::SmallDisk;
 use crate::real::{Place, is_alive, noise};
 
-/// What the disk takes in a second, in bytes.
+/// Write rate of the disk, in bytes per second.
 const BYTES_PER_SECOND: u64 = 12 << 20;
-/// Memory of the daemon.
+/// Memory limit of the daemon.
 const MEMORY: u64 = 96 << 20;
-/// What is written: more than that.
+/// Bytes that are written: more than the daemon's memory.
 const WRITTEN_MIB: u64 = 160;
 
-/// A limit of the rate at which a device is written, for processes of this control group: the whole
-/// machine's, since it is the kernel that writes. Lifted when it goes.
+/// A limit of the rate at which a device is written. It is set for the root control group, since
+/// the kernel does the writing. Removed on drop.
 struct Throttle {
     file: PathBuf,
     device: String,
@@ -47,7 +47,7 @@ impl Drop for Throttle {
 }
 
 #[test]
-fn a_disk_slower_than_who_writes() {
+fn a_disk_slower_than_its_writers() {
     let test = "slow-disk";
     let Some(place) = Place::new(test, Duration::from_secs(240)) else {
         return;
@@ -86,22 +86,22 @@ fn a_disk_slower_than_who_writes() {
         }
     });
     assert!(is_alive(mounted.pid), "the daemon was killed");
-    // What fsync said is true: nothing else brings it to the disk now.
+    // Synced data is on the disk: nothing else writes it now.
     mounted.kill();
     mounted.take_away();
     drop(throttle);
     let mounted = place.mount("disk/vol", "mnt", "");
     for writer in 0..2u64 {
         let mut file = File::open(mounted.path(&format!("large-{writer}"))).unwrap();
-        let mut found = vec![0; 1 << 20];
+        let mut actual = vec![0; 1 << 20];
         for piece in 0..WRITTEN_MIB / 2 {
-            file.read_exact(&mut found).unwrap();
-            assert!(found == noise(writer << 32 | piece, 1 << 20), "{piece}");
+            file.read_exact(&mut actual).unwrap();
+            assert!(actual == noise(writer << 32 | piece, 1 << 20), "{piece}");
         }
     }
     for number in 0..20 {
-        let found = fs::read(mounted.path(&format!("small-{number}"))).unwrap();
-        assert!(found == noise(number, 3000), "small-{number}");
+        let actual = fs::read(mounted.path(&format!("small-{number}"))).unwrap();
+        assert!(actual == noise(number, 3000), "small-{number}");
     }
     mounted.unmount();
     place.run("check disk/vol").done();

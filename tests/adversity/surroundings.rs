@@ -1,5 +1,5 @@
-//! Started as a careless session starts it: few open files, small files only, a mask that takes all
-//! rights, a low priority, in a directory that is to go.
+//! A daemon started from a careless session: few open files, a small limit of file size, a umask
+//! that removes all permissions, a low priority, and a working directory that is removed.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::real::{Mounted, Place, command, have, need, noise, run};
 
 const FILES: u64 = 2_000;
 
-/// Files that lie in an object each.
+/// Files with an object each.
 fn contents(number: u64) -> Vec<u8> {
     noise(number, 6_000 + number as usize % 7_000)
 }
@@ -23,12 +23,12 @@ fn write_all(mounted: &Mounted<'_>) {
 
 fn compare(mounted: &Mounted<'_>) {
     for number in 0..FILES {
-        let found = fs::read(mounted.path(&format!("{number}"))).unwrap();
-        assert!(found == contents(number), "{number}");
+        let actual = fs::read(mounted.path(&format!("{number}"))).unwrap();
+        assert!(actual == contents(number), "{number}");
     }
 }
 
-/// Mounts `vol` from a shell, after what `before` does in it.
+/// Mounts `vol` from a shell, after running `before` in that shell.
 #[track_caller]
 fn mount_from<'a>(place: &'a Place, before: &str, options: &str) -> Mounted<'a> {
     place.dir("mnt");
@@ -46,7 +46,7 @@ fn mount_from<'a>(place: &'a Place, before: &str, options: &str) -> Mounted<'a> 
     place.mounted(&place.path("mnt"))
 }
 
-/// Takes the right to raise limits from what is run with it.
+/// A prefix for commands that takes away the right to raise limits.
 const WITHOUT_RIGHT: &str = "LIMITED='setpriv --bounding-set=-sys_resource \
                              --inh-caps=-sys_resource'";
 const WITH_RIGHT: &str = "LIMITED=''";
@@ -81,8 +81,8 @@ fn few_open_files_lose_nothing() {
         write_all(&mounted);
         mounted.unmount();
         let said = fs::read_to_string(place.path("log")).unwrap();
-        let is_told = said.contains("fewer files of the volume are kept open");
-        assert_eq!(is_told, right == WITHOUT_RIGHT || !may_raise(), "{said}");
+        let is_logged = said.contains("fewer files of the volume are kept open");
+        assert_eq!(is_logged, right == WITHOUT_RIGHT || !may_raise(), "{said}");
         let mounted = place.mount("vol", "mnt", "");
         compare(&mounted);
         mounted.unmount();
@@ -91,7 +91,8 @@ fn few_open_files_lose_nothing() {
     }
 }
 
-/// The limit falls while the volume is in use: as if others had opened all the files there can be.
+/// The limit decreases while the volume is in use, as if other processes had opened all files that
+/// the system allows.
 #[test]
 fn files_are_closed_when_there_are_too_many() {
     let Some(place) = place("too-many-open") else {
@@ -112,8 +113,8 @@ fn files_are_closed_when_there_are_too_many() {
     }
     write_all(&mounted);
     let said = fs::read_to_string(place.path("log")).unwrap();
-    let told = said.matches("too many files are open").count();
-    assert_eq!(told, 1, "{said}");
+    let mentions = said.matches("too many files are open").count();
+    assert_eq!(mentions, 1, "{said}");
     mounted.unmount();
     let mounted = place.mount("vol", "mnt", "");
     compare(&mounted);
@@ -126,7 +127,7 @@ fn a_limit_of_file_sizes_does_not_end_the_daemon() {
         return;
     };
     place.run("create vol").done();
-    // In KiB. Who may not raise it gets errors, and goes on.
+    // In KiB. A daemon that may not raise the limit gets errors, and keeps working.
     let soft = format!("{WITH_RIGHT}; ulimit -S -f 1000");
     let mounted = mount_from(&place, &soft, "");
     fs::write(mounted.path("large"), noise(1, 10 << 20)).unwrap();
@@ -164,7 +165,7 @@ fn mask_priority_and_directory_are_the_daemons_own() {
     assert_eq!(nice, Some("0"), "{stat}");
     run(command("umount", [&disk]).current_dir("/")).done();
     mounted.unmount();
-    // Everything that was made can be opened by its owner.
+    // Everything that was created can be opened by its owner.
     for name in [
         "vol",
         "vol/objects",

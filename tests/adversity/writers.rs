@@ -1,7 +1,7 @@
-//! Writers that are interrupted, and what they were promised.
+//! Writers that are interrupted, and a record of what fsync guaranteed to them.
 //!
-//! Each keeps outside of the volume what a completed fsync covered, and what it has done since that
-//! nobody was promised: a file that was written over in place is the old or the new one, page by
+//! Each writer keeps outside of the volume what a completed fsync covered, and what it has done
+//! since without a sync: a file that was overwritten in place is the old or the new one, page by
 //! page.
 
 use std::collections::BTreeMap;
@@ -14,21 +14,21 @@ use crate::real::noise;
 
 /// Files of one writer.
 const FILES: u64 = 60;
-/// A page of the kernel's. A write is torn only at the borders of these and of sealed pages.
+/// A page of the kernel's cache. A write is torn only at the borders of these and of sealed pages.
 const KERNEL_PAGE: usize = 4096;
 /// Contents of a sealed page. Sealed pages are counted from the start of each chunk.
 const SEALED_PAGE: usize = 4032;
 /// Contents of a chunk, whose last sealed page is a short one.
 const CHUNK: usize = 4 << 20;
 
-/// What a file may hold.
+/// The possible contents of a file.
 #[derive(Clone, Debug, Default)]
-struct Promise {
-    /// What was synced.
+struct Guarantee {
+    /// Contents at the last fsync.
     synced: Vec<u8>,
-    /// What was written over it since, from its start on.
+    /// Bytes that were written over them since, from the start of the file on.
     newer: Option<Vec<u8>>,
-    /// What was appended since.
+    /// Bytes that were appended since.
     appended: Vec<u8>,
 }
 
@@ -38,12 +38,12 @@ pub(crate) struct Writer {
     dir: PathBuf,
     number: u64,
     turn: u64,
-    promises: BTreeMap<String, Promise>,
-    /// It was being changed when it failed: before and after.
-    doubts: BTreeMap<String, [Promise; 2]>,
+    guarantees: BTreeMap<String, Guarantee>,
+    /// Files that were being changed when the writer failed: before and after.
+    doubts: BTreeMap<String, [Guarantee; 2]>,
 }
 
-/// Lengths as they come in real trees, few of them beyond a chunk.
+/// Lengths as in real trees, few of them beyond a chunk.
 fn length(seed: u64) -> usize {
     let random = u64::from_le_bytes(noise(seed, 8).try_into().unwrap());
     match random % 24 {
@@ -62,17 +62,17 @@ impl Writer {
             dir,
             number,
             turn: 0,
-            promises: BTreeMap::new(),
+            guarantees: BTreeMap::new(),
             doubts: BTreeMap::new(),
         }
     }
 
-    /// Files that were promised.
-    pub(crate) fn promised(&self) -> usize {
-        self.promises.len()
+    /// Number of files with synced contents.
+    pub(crate) fn guaranteed(&self) -> usize {
+        self.guarantees.len()
     }
 
-    /// Works until something fails, or for so many turns; gives what failed.
+    /// Works until an operation fails, or for `turns` operations. Returns the failure.
     pub(crate) fn work(&mut self, turns: u64) -> io::Result<()> {
         let end = self.turn + turns;
         while self.turn < end {
@@ -96,28 +96,28 @@ impl Writer {
         }
     }
 
-    /// From here on it is as before or holds this, until the caller says which. Where nothing was
-    /// promised before, nothing is.
+    /// From here on the file is as before or has these contents, until the caller says which. If
+    /// nothing was synced before, nothing is guaranteed.
     fn doubt(&mut self, name: &str, newer: &[u8]) {
-        if let Some(before) = self.promises.remove(name) {
-            let newer = Promise {
+        if let Some(before) = self.guarantees.remove(name) {
+            let newer = Guarantee {
                 synced: newer.to_vec(),
-                ..Promise::default()
+                ..Guarantee::default()
             };
             self.doubts.insert(name.to_owned(), [before, newer]);
         }
     }
 
-    fn promise(&mut self, name: &str, synced: Vec<u8>) {
+    fn note_synced(&mut self, name: &str, synced: Vec<u8>) {
         self.doubts.remove(name);
-        let promise = Promise {
+        let guarantee = Guarantee {
             synced,
-            ..Promise::default()
+            ..Guarantee::default()
         };
-        self.promises.insert(name.to_owned(), promise);
+        self.guarantees.insert(name.to_owned(), guarantee);
     }
 
-    /// Makes it, or writes it anew in place, and syncs it.
+    /// Creates the file or overwrites it in place, and syncs it.
     fn write(&mut self, name: &str, data: Vec<u8>) -> io::Result<()> {
         let path = self.dir.join(name);
         let synced = |data: &[u8]| {
@@ -125,15 +125,15 @@ impl Writer {
             file.write_all(data)?;
             file.sync_all()
         };
-        // Truncated and half written is what nobody promises anything of.
-        self.promises.remove(name);
+        // For a file that was truncated and half written, nothing is guaranteed.
+        self.guarantees.remove(name);
         self.doubts.remove(name);
         synced(&data)?;
-        self.promise(name, data);
+        self.note_synced(name, data);
         Ok(())
     }
 
-    /// Writes it aside and renames it over, as editors do.
+    /// Writes a temporary file and renames it over the target, as editors do.
     fn replace(&mut self, name: &str, data: Vec<u8>) -> io::Result<()> {
         let (path, aside) = (self.dir.join(name), self.dir.join("aside"));
         let mut file = File::create(&aside)?;
@@ -142,62 +142,64 @@ impl Writer {
         self.doubt(name, &data);
         fs::rename(&aside, &path)?;
         File::open(&self.dir)?.sync_all()?;
-        self.promise(name, data);
+        self.note_synced(name, data);
         Ok(())
     }
 
-    /// Writes over what is synced and leaves it at that.
+    /// Overwrites synced contents without a sync.
     fn overwrite(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let Some(promise) = self.promises.get_mut(name) else {
+        let Some(guarantee) = self.guarantees.get_mut(name) else {
             return Ok(());
         };
-        if promise.newer.is_some() {
+        if guarantee.newer.is_some() {
             return Ok(());
         }
-        let data = &data[..data.len().min(promise.synced.len())];
-        promise.newer = Some(data.to_vec());
+        let data = &data[..data.len().min(guarantee.synced.len())];
+        guarantee.newer = Some(data.to_vec());
         let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
         file.write_all_at(data, 0)
     }
 
     fn append(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let Some(promise) = self.promises.get_mut(name) else {
+        let Some(guarantee) = self.guarantees.get_mut(name) else {
             return Ok(());
         };
-        if !promise.appended.is_empty() {
-            // Where the end is now is not known any more after a kill.
+        if !guarantee.appended.is_empty() {
+            // After a kill the end of the file would not be known.
             return Ok(());
         }
-        promise.appended = data.to_vec();
+        guarantee.appended = data.to_vec();
         let mut file = OpenOptions::new().append(true).open(self.dir.join(name))?;
         file.write_all(data)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        if !self.promises.contains_key(name) {
+        if !self.guarantees.contains_key(name) {
             return Ok(());
         }
-        self.promises.remove(name);
+        self.guarantees.remove(name);
         fs::remove_file(self.dir.join(name))
     }
 
-    /// Everything that was promised is there, and whatever else there is can be read.
+    /// Everything that was synced exists, and all other files can be read.
     pub(crate) fn check(&mut self) {
         let number = self.number;
         let read = |name: &str| fs::read(self.dir.join(name));
-        for (name, promise) in &self.promises {
-            let found = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-            if let Err(why) = promise.check(&found) {
+        for (name, guarantee) in &self.guarantees {
+            let actual = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Err(why) = guarantee.check(&actual) {
                 panic!("{name} of writer {number}: {why}");
             }
         }
         for (name, may_be) in std::mem::take(&mut self.doubts) {
-            let found = read(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
-            let fits = may_be.iter().find(|promise| promise.check(&found).is_ok());
-            let promise = fits.unwrap_or_else(|| {
+            let actual = read(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let fits = may_be
+                .iter()
+                .find(|guarantee| guarantee.check(&actual).is_ok());
+            let guarantee = fits.unwrap_or_else(|| {
                 panic!("{name} of writer {number} is neither as before nor as after")
             });
-            self.promises.insert(name, promise.clone());
+            self.guarantees.insert(name, guarantee.clone());
         }
         for entry in fs::read_dir(&self.dir).unwrap() {
             fs::read(entry.unwrap().path()).unwrap();
@@ -205,7 +207,7 @@ impl Writer {
     }
 }
 
-/// The next place after `at` where a write may be torn.
+/// The next offset after `at` at which a write may be torn.
 fn next_border(at: usize) -> usize {
     let chunk = at / CHUNK * CHUNK;
     let sealed = chunk + ((at - chunk) / SEALED_PAGE + 1) * SEALED_PAGE;
@@ -213,32 +215,32 @@ fn next_border(at: usize) -> usize {
     sealed.min(kernel).min(chunk + CHUNK)
 }
 
-impl Promise {
-    fn check(&self, found: &[u8]) -> Result<(), String> {
+impl Guarantee {
+    fn check(&self, actual: &[u8]) -> Result<(), String> {
         let kept = self.synced.len();
-        if found.len() < kept || found.len() > kept + self.appended.len() {
-            return Err(format!("{} bytes of {kept} that were synced", found.len()));
+        if actual.len() < kept || actual.len() > kept + self.appended.len() {
+            return Err(format!("{} bytes of {kept} that were synced", actual.len()));
         }
         let newer = self.newer.as_deref().unwrap_or_default();
         let mut at = 0;
-        while at < found.len() {
-            let mut end = next_border(at).min(found.len());
+        while at < actual.len() {
+            let mut end = next_border(at).min(actual.len());
             for border in [kept, newer.len()] {
                 if at < border && border < end {
                     end = border;
                 }
             }
-            let piece = &found[at..end];
+            let piece = &actual[at..end];
             let right = if at < kept {
                 piece == &self.synced[at..end] || newer.get(at..end) == Some(piece)
             } else {
-                // Of what was appended, pages may be missing: then they are zeros.
+                // Pages of appended data may be missing: then they are zeros.
                 piece == &self.appended[at - kept..end - kept] || piece.iter().all(|b| *b == 0)
             };
             if !right {
                 return Err(format!(
                     "bytes {at} to {end} of {} are neither old nor new",
-                    found.len()
+                    actual.len()
                 ));
             }
             at = end;

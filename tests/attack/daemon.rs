@@ -1,5 +1,5 @@
-//! The attacker is an ordinary user, who plays the daemon of somebody else's volume to those who
-//! ask: a mount whose source names that volume, and sockets where a daemon's would be.
+//! The attacker is an ordinary user who impersonates the daemon of another user's volume: with a
+//! mount whose source names that volume, and with sockets where a daemon's would be.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -25,7 +25,7 @@ fn snapshots(machine: &Machine, path: &str) -> Vec<String> {
     views.iter().map(name).collect()
 }
 
-/// Everything that root asks of `vol` is done by whoever has it, and that is not the attacker.
+/// The daemon of `vol` performs everything that root requests, and the attacker performs nothing.
 fn root_asks(machine: &Machine, round: &str) {
     let fingerprint = status(machine, "vol")["fingerprint"].clone();
     assert!(
@@ -57,7 +57,7 @@ fn root_asks(machine: &Machine, round: &str) {
 }
 
 #[test]
-fn root_is_not_answered_by_somebody_elses_process() {
+fn another_users_process_does_not_answer_root() {
     let Some(machine) = machine("attack-daemon") else {
         return;
     };
@@ -71,12 +71,12 @@ fn root_is_not_answered_by_somebody_elses_process() {
     bilayer(&machine, "image create vol base").done();
     machine.run("umount mnt");
     for proof in PROOFS {
-        // As a copy has it that was made with a loose umask: others can open the lock.
+        // A copy that was made with a loose umask: others can open its lock.
         fs::set_permissions(place.path("vol/lock"), PermissionsExt::from_mode(0o644)).unwrap();
         let vol = machine.path("vol");
         let impostor = Impostor::start(&machine, &vol, "vol", proof);
         root_asks(&machine, &format!("unmounted-{proof}"));
-        // It is not mounted, so nothing is to be unmounted, and it can be salvaged.
+        // It is not mounted, so there is nothing to unmount, and it can be salvaged.
         machine.refused(&format!("{BILAYER} unmount vol"), 2, "nothing of bilayer");
         let salvage = format!("salvage vol salvaged-{proof}");
         bilayer(&machine, &salvage).done();
@@ -94,7 +94,7 @@ fn root_is_not_answered_by_somebody_elses_process() {
 }
 
 #[test]
-fn a_mount_of_somebody_else_stands_for_no_volume_of_roots() {
+fn another_users_mount_stands_for_no_volume_of_root() {
     let Some(machine) = machine("attack-bait") else {
         return;
     };
@@ -126,28 +126,29 @@ fn a_mount_of_somebody_else_stands_for_no_volume_of_roots() {
         }
         let remount = format!("mount -o remount,ro {bait}");
         machine.refused(&remount, 32, "proved");
-        // Nor is anything done in it in place of the volume.
+        // And no operation is performed in that mount instead of the volume.
         assert_eq!(impostor.asked(), [""; 0]);
-        // It goes, and it is not said that all is well.
+        // It is unmounted, and the command does not report success.
         let outcome = bilayer(&machine, &format!("unmount {bait}"));
         assert_eq!(outcome.code, 6, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("not known"), "{}", outcome.stderr);
         assert!(machine.mounted().is_empty());
     }
-    // One who proves that they have a volume of their own speaks for that one alone.
+    // A daemon that proves it has a volume of its own is trusted for that volume alone.
     let _impostor = Impostor::start(&machine, &machine.path("vol"), "vol", "own");
     let shown = status(&machine, "bait-own");
     assert_eq!(shown["volume"], machine.path("own-own"));
 }
 
 #[test]
-fn what_a_mount_says_is_its_source_is_not_looked_at() {
+fn the_source_that_a_mount_claims_is_ignored() {
     let Some(machine) = machine("attack-hang") else {
         return;
     };
     machine.place.run("create vol").done();
     fs::set_permissions(machine.place.path("vol"), PermissionsExt::from_mode(0o755)).unwrap();
-    // Nothing ever comes back from a look into the first; the second says that this is its source.
+    // A lookup in the first mount never returns; the second one claims that the first is its
+    // source.
     let silent = Impostor::start(&machine, "/x", "vol", "silent");
     let trap = machine.path("bait-silent") + "/trap";
     let _second = Impostor::start(&machine, &trap, "vol", "none");
@@ -156,9 +157,9 @@ fn what_a_mount_says_is_its_source_is_not_looked_at() {
     bilayer(&machine, "snapshot create vol one").done();
     let took = begin.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
-    // What is handed over may be of a filesystem that answers nothing.
+    // The descriptor that is handed over may be of a filesystem that answers nothing.
     let _third = Impostor::start(&machine, "/x", "vol", "trap");
-    // Nor does anything hang that names one of them; it is not unmounted, and said so.
+    // A command that names one of them does not hang either; it does not unmount it, and says so.
     for words in [
         "status bait-silent",
         "snapshot create bait-silent s",
@@ -196,7 +197,7 @@ fn a_users_directory_for_sockets_is_squatted() {
     user("bilayer create victim/vol").done();
     fs::set_permissions(&home, PermissionsExt::from_mode(0o755)).unwrap();
     dir_of(&machine, "victim/mnt", VICTIM);
-    // The directory is theirs before the volume is mounted.
+    // The attacker creates the directory before the volume is mounted.
     let impostor = Impostor::start(&machine, "", "victim/vol", "own");
     let squatted = format!("/tmp/bilayer-{VICTIM} should be user {VICTIM}'s alone");
     let mounted = user("bilayer mount victim/vol victim/mnt").done();
@@ -236,16 +237,16 @@ fn a_users_directory_for_sockets_is_squatted() {
     assert_eq!(shown["verified"], false);
     let why = shown["not_verified_because"].as_str().unwrap();
     assert!(why.contains(&squatted), "{why}");
-    // Root looks there too, for the daemon of the volume's owner.
+    // Root also looks there, for the daemon of the volume's owner.
     let root = bilayer(&machine, "snapshot create victim/vol two");
     assert_ne!(root.code, 0);
     assert!(root.stderr.contains(&squatted), "{}", root.stderr);
-    // In the mount it is sure that it is that volume.
+    // Through the mount, the volume is certain.
     user("bilayer snapshot create victim/mnt three").done();
     let names = user("bilayer snapshot list victim/mnt").done().stdout;
     assert!(names.contains("three"), "{names}");
     assert_eq!(impostor.asked(), [""; 0]);
-    // It goes, and nobody can say how that went.
+    // It is unmounted, and the outcome is not known.
     let unmounted = user("bilayer unmount victim/mnt");
     assert_eq!(unmounted.code, 6);
     assert!(
@@ -255,7 +256,7 @@ fn a_users_directory_for_sockets_is_squatted() {
     );
     assert!(wait_until(Duration::from_secs(20), || !is_alive(daemon)));
 
-    // Without the squatter all of it is as it should be, for the owner and for root.
+    // Without the squatter everything works, for the owner and for root.
     drop(impostor);
     fs::remove_dir_all(
         machine
@@ -280,8 +281,8 @@ fn a_users_directory_for_sockets_is_squatted() {
     assert!(!is_alive(daemon));
 }
 
-/// Another user cannot be asked, whatever they hold; a lock that others could hold is closed to
-/// them.
+/// The daemon of another user is not asked, whatever it holds. A lock file that others could open
+/// is closed to them.
 #[test]
 fn a_lock_that_others_may_open_is_closed_to_them() {
     let Some(machine) = machine("attack-lock") else {
@@ -297,10 +298,10 @@ fn a_lock_that_others_may_open_is_closed_to_them() {
     let daemon = machine.daemon();
     let mode = fs::metadata(&lock).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    // A volume that belongs to somebody else, and root's daemon: that one answers root.
+    // A volume that belongs to another user, and root's daemon: that one answers root.
     chown(place.path("vol"), Some(VICTIM), Some(VICTIM)).unwrap();
     bilayer(&machine, "snapshot create vol one").done();
-    // Its owner is not answered by it, and is told so.
+    // The daemon does not answer the owner, and the command says so.
     let words = format!("bilayer snapshot list {}", machine.path("vol"));
     let outcome = run(&mut as_user(&machine, VICTIM, &words));
     assert_eq!(outcome.code, 3, "{}", outcome.stderr);
@@ -316,10 +317,10 @@ fn a_lock_that_others_may_open_is_closed_to_them() {
     assert!(!is_alive(daemon));
 }
 
-/// Whoever may open a directory may lock it. The lock on the volume's own directory counts for
-/// nothing, and removing the lock file lets nobody else in all the same.
+/// Any user who may open a directory may lock it. A lock on the volume's own directory has no
+/// effect, and removing the lock file admits nobody either.
 #[test]
-fn nobody_locks_a_volume_by_its_directory() {
+fn a_lock_on_the_directory_excludes_nobody() {
     let Some(machine) = machine("attack-flock") else {
         return;
     };

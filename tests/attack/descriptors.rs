@@ -1,6 +1,6 @@
-//! The attacker is whoever started the mount: a service, a script, a user's shell, with files and
-//! pipes open that the daemon must not keep: they would wait for it, or it for them, and the file
-//! with the passphrase would lie open in `/proc` for as long as the volume is mounted.
+//! The attacker is the process that started the mount: a service, a script or a shell with open
+//! files and pipes. The daemon must not keep them: readers of a pipe would wait for the daemon, and
+//! the file with the passphrase would be open in `/proc` as long as the volume is mounted.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -52,7 +52,7 @@ fn descriptors(pid: i32) -> Vec<(u32, PathBuf, bool)> {
     descriptors
 }
 
-/// Fails unless the daemon has open nothing but what it needs.
+/// Fails unless the daemon has only the descriptors open that it needs.
 #[track_caller]
 fn only_expected(place: &Place, pid: i32, detached: bool) {
     let descriptors = descriptors(pid);
@@ -62,7 +62,7 @@ fn only_expected(place: &Place, pid: i32, detached: bool) {
             assert!(!detached || target == Path::new("/dev/null"), "{all}");
             continue;
         }
-        assert!(closed_at_exec, "{number} goes to children: {all}");
+        assert!(closed_at_exec, "children inherit {number}: {all}");
         let text = target.to_string_lossy();
         let expected = target.starts_with(place.path("vol"))
             || target.starts_with(place.path("keystore"))
@@ -70,14 +70,14 @@ fn only_expected(place: &Place, pid: i32, detached: bool) {
             || text == "/dev/fuse"
             || text.starts_with("socket:")
             || text.starts_with("anon_inode:")
-            // What tells the time that the kernel gives to files.
+            // The clock that the kernel uses for times of files.
             || text.starts_with("/memfd:clock");
         assert!(expected, "{number}: {all}");
     }
 }
 
 /// Started with a file to write, a pipe to read, one to write, and the passphrase in a file or a
-/// pipe, each open at a number of its own.
+/// pipe, each open at a different number.
 #[test]
 fn a_daemon_inherits_nothing() {
     let Some(place) = place("attack-descriptors") else {
@@ -99,7 +99,7 @@ fn a_daemon_inherits_nothing() {
     }
 }
 
-/// Whoever reads what the command says sees its end when the command ends.
+/// A reader of the command's output sees its end when the command ends.
 #[test]
 fn a_pipe_behind_the_command_ends_with_it() {
     let Some(place) = place("attack-pipe") else {
@@ -118,7 +118,7 @@ fn a_pipe_behind_the_command_ends_with_it() {
 
 /// In the foreground, under a supervisor, only the standard streams stay.
 #[test]
-fn a_daemon_in_the_foreground_inherits_the_standard_streams_alone() {
+fn a_daemon_in_the_foreground_inherits_only_the_standard_streams() {
     let Some(place) = place("attack-foreground") else {
         return;
     };

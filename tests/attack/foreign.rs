@@ -1,6 +1,6 @@
-//! The attacker fills a volume on a machine of theirs and sends its image: with a set-id program of
-//! root's, which is theirs, and a device that anybody may open. Root imports it and mounts it, and
-//! the attacker is an ordinary user there.
+//! The attacker fills a volume on a machine of theirs with a set-id program owned by root and a
+//! device that anybody may open, and sends its image. Root imports and mounts it, and the attacker
+//! is an ordinary user there.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
-use crate::real::{Mounted, Outcome, Place, command, have, need, run};
+use crate::real::{Mounted, Outcome, Place, as_user, can_switch_users, run};
 
 const LIMIT: Duration = Duration::from_secs(150);
+/// An ordinary user.
+const USER: u32 = 1000;
 
-/// A place that ordinary users may come into, with a volume of the attacker's and its stream.
+/// A place that ordinary users may enter, with a volume of the attacker's and its stream.
 fn place(test: &'static str) -> Option<Place> {
     drop(Place::new(test, LIMIT)?);
-    let missing = "setpriv is missing; install util-linux";
-    if !need(have("setpriv"), test, missing) {
+    if !can_switch_users(test) {
         return None;
     }
     let place = Place::at(test, LIMIT, Path::new("/var/tmp"));
@@ -38,7 +39,7 @@ fn place(test: &'static str) -> Option<Place> {
     Some(place)
 }
 
-/// On the attacker's machine, that is, with their keystore.
+/// That is, on the attacker's machine, with their keystore.
 fn theirs(place: &Place, words: &str) -> Outcome {
     let mut command = place.bilayer(words.split_whitespace());
     command.env("BILAYER_PLATFORM_KEYSTORE", place.path("their-keystore"));
@@ -55,19 +56,12 @@ fn fill(mounted: &Mounted<'_>) {
     fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).unwrap();
 }
 
-fn as_user(program: &str) -> std::process::Command {
-    let user = ["--reuid", "1000", "--regid", "1000", "--clear-groups", "--"];
-    let mut command = command("setpriv", user);
-    command.arg(program);
-    command
-}
-
-/// Whether an ordinary user becomes root by the program, and gets at the device.
+/// Whether an ordinary user becomes root by the program, and can open the device.
 fn works(mounted: &Mounted<'_>) -> (bool, bool) {
     let program = mounted.path("become");
-    let said = run(as_user(program.to_str().unwrap()).arg("-u")).done();
+    let said = run(as_user(USER).arg(&program).arg("-u")).done();
     let becomes_root = said.stdout.trim() == "0";
-    let opened = run(as_user("cat").arg(mounted.path("device")));
+    let opened = run(as_user(USER).arg("cat").arg(mounted.path("device")));
     (becomes_root, opened.code == 0)
 }
 
@@ -100,7 +94,7 @@ fn set_id_programs_and_devices_of_an_imported_image_do_nothing() {
     );
     let log = fs::read_to_string(place.path("log")).unwrap();
     assert!(log.contains("the volume came from elsewhere"), "{log}");
-    // Whoever wants them says so.
+    // They are available on request.
     assert_eq!(mount_and_try(&place, "copy", "suid"), (true, false));
     assert_eq!(mount_and_try(&place, "copy", "dev"), (false, true));
     assert_eq!(mount_and_try(&place, "copy", "suid,dev"), (true, true));
@@ -112,7 +106,7 @@ fn set_id_programs_and_devices_of_an_imported_image_do_nothing() {
 }
 
 #[test]
-fn remounting_brings_nothing_back_by_the_way() {
+fn a_remount_restores_no_set_id_programs_or_devices() {
     let Some(place) = place("attack-foreign-remount") else {
         return;
     };
@@ -131,7 +125,8 @@ fn remounting_brings_nothing_back_by_the_way() {
     mounted.unmount();
 }
 
-/// What is made of it is no more trusted, by however many steps; what is made of one's own is.
+/// A volume made from it is no more trusted, after any number of steps; a volume made from one's
+/// own is trusted.
 #[test]
 fn a_deployed_volume_is_as_foreign_as_its_source_and_its_keys() {
     let Some(place) = place("attack-foreign-deploy") else {
@@ -154,7 +149,7 @@ fn a_deployed_volume_is_as_foreign_as_its_source_and_its_keys() {
     assert_eq!(works(&mounted), (true, true));
     mounted.unmount();
 
-    // Made by them for the holder of another customer key.
+    // Made by the attacker for the holder of another customer key.
     theirs(&place, "keygen key.pem --bits 2048").done();
     theirs(
         &place,

@@ -23,7 +23,7 @@ struct Machine {
     key: KeyUri,
 }
 
-/// A closed volume that the machine has used, and what its owner has pinned.
+/// A closed volume that the machine has used, and the fingerprint that its owner has pinned.
 struct Victim {
     store: MemoryStore,
     superblock: Vec<u8>,
@@ -140,8 +140,7 @@ fn refused(opened: Result<Volume, VolumeError>, kind: ErrorKind) -> VolumeError 
     error
 }
 
-/// The attacker's tools are good: what they make is a volume for a machine that knows nothing
-/// better.
+/// The attacker's tools work: a machine that remembers nothing accepts the volume that they make.
 #[test]
 fn a_forged_volume_opens_where_nothing_is_known_and_nothing_pinned() {
     let machine = Machine::new();
@@ -157,8 +156,8 @@ fn a_forged_volume_opens_where_nothing_is_known_and_nothing_pinned() {
     let other = machine.stranger();
     let keystore = other.path().join("platform");
     machine.open_with(&keystore, &victim.store, None).unwrap();
-    // With the victim's metadata it is no volume, and leaves nothing that the victim's would have
-    // to be a stranger to.
+    // With the victim's metadata it is no volume, and it leaves nothing behind by which the
+    // victim's volume would be refused later.
     put(&victim.store, "volume.json", &victim.superblock);
     machine.open_with(&keystore, &victim.store, None).unwrap();
 }
@@ -209,7 +208,7 @@ fn a_volume_of_the_same_id_under_other_keys_is_a_stranger() {
             matches!(known, VolumeError::UnknownKeySet { .. }),
             "{known}"
         );
-        // Taking a restored copy as it is, is no way round it.
+        // Accepting a restored copy does not circumvent it.
         let options = OpenOptions {
             customer_key: Some(machine.key.clone()),
             keystore: machine.keystore(),
@@ -218,11 +217,11 @@ fn a_volume_of_the_same_id_under_other_keys_is_a_stranger() {
         };
         let accepted = volume::open(Arc::new(victim.store.clone()), &options);
         refused(accepted, ErrorKind::Tampered);
-        // Where nothing is known of the volume, a pinned fingerprint says the same.
+        // If nothing is known of the volume, a pinned fingerprint refuses it as well.
         let keystore = other.path().join("platform");
         let pinned = machine.open_with(&keystore, &victim.store, Some(&victim.pin));
         refused(pinned, ErrorKind::WrongKey);
-        // Nor does salvage take it for the volume, neither named nor as the spare copy.
+        // Salvage does not accept it either, neither named nor as the spare copy.
         put(&victim.store, "volume.json", b"damaged");
         victim.store.create_dir(&StorePath::new("checkpoints")).ok();
         put(&victim.store, "checkpoints/volume.json", &forged);
@@ -241,7 +240,8 @@ fn a_volume_of_the_same_id_under_other_keys_is_a_stranger() {
     machine.open(&victim.store, Some(&victim.pin)).unwrap();
 }
 
-/// The customer's key wraps the data keys of several volumes: none is good in another one.
+/// The customer's key wraps the data keys of several volumes: a wrap of one is not valid in
+/// another.
 #[test]
 fn the_wrap_of_another_volume_is_refused() {
     let machine = Machine::new();
@@ -250,7 +250,7 @@ fn the_wrap_of_another_volume_is_refused() {
     for role in ["customer", "infrastructure"] {
         let mut contents = forge::contents_of(&victim.superblock);
         contents["key_sets"][0][role] = theirs["key_sets"][0][role].clone();
-        // Whatever its MAC, since the key is looked at first.
+        // Whatever its MAC, since the key is checked first.
         put(
             &victim.store,
             "volume.json",
@@ -260,7 +260,7 @@ fn the_wrap_of_another_volume_is_refused() {
         if role == "customer" {
             assert!(error.to_string().contains("another volume's"), "{error}");
         }
-        // With id and number of the set that the wrap is of, it is still the other volume's.
+        // With the id and number of its own set, the wrap is still that of another volume.
         for field in ["id", "epoch"] {
             contents["key_sets"][0][field] = theirs["key_sets"][0][field].clone();
         }
@@ -277,7 +277,7 @@ fn the_wrap_of_another_volume_is_refused() {
     }
 }
 
-/// A statement that the victim's set hands over to the attacker's needs the victim's keys.
+/// A statement that the victim's set hands over to the attacker's requires the victim's keys.
 #[test]
 fn a_forged_succession_is_refused() {
     let machine = Machine::new();
@@ -297,7 +297,7 @@ fn a_forged_succession_is_refused() {
         &forge::superblock(&stated, &[&own]),
     );
     refused(machine.open(&victim.store, None), ErrorKind::Tampered);
-    // Without the victim's set there is nothing to follow.
+    // Without the victim's set there is no set to follow.
     stated["key_sets"].as_array_mut().unwrap().remove(0);
     put(
         &victim.store,
@@ -308,9 +308,9 @@ fn a_forged_succession_is_refused() {
 }
 
 /// The attacker holds a set that was active before a renewal, and leaked. It is read-only now, and
-/// its word no longer counts: neither in the known incarnation nor for a new one.
+/// a statement under it has no effect: neither in the known incarnation nor for a new one.
 #[test]
-fn a_former_set_hands_nothing_over_any_more() {
+fn a_former_set_cannot_hand_over() {
     let machine = Machine::new();
     let victim = machine.create();
     let before = machine.open(&victim.store, None).unwrap();

@@ -1,8 +1,8 @@
-//! The attacker exports an image: they hold its keys, so its metadata can say anything, and all of
-//! it is authentic. The victim imports it, and uses the volume as root.
+//! The attacker exports an image. They hold its keys, so its metadata can say anything and is
+//! authentic. The victim imports it, and uses the volume as root.
 //!
-//! An image is refused, or the volume that comes of it is whole: nothing of what the victim makes
-//! in it is anything of the attacker's, and nothing hangs.
+//! The image is refused, or the volume made from it is whole: nothing that the victim creates in it
+//! is shared with the attacker's files, and nothing hangs.
 
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -34,7 +34,7 @@ use bilayer::volume::{self, CreateOptions, OpenOptions};
 
 use crate::support::{ADMIN, ROOT, USER, format_in, keystore, quiet};
 
-/// No import and no use of what comes of it takes so long.
+/// No import and no use of the new volume takes this long.
 const LIMIT: Duration = Duration::from_secs(120);
 const HASH_KEY: [u8; 16] = [7; 16];
 
@@ -65,10 +65,10 @@ fn small(ino: u64) -> Row {
     (Table::Extent, key, extent.encode())
 }
 
-/// What becomes of rows.
+/// The modified rows.
 type Change<'a> = &'a dyn Fn(&mut Vec<Row>);
 
-/// `/dir/sub` and `/file`, of which nothing is wrong.
+/// `/dir/sub` and `/file`, without any contradiction.
 fn sound() -> Vec<Row> {
     let mut rows = vec![
         inode(FileKind::Directory, 1, 1),
@@ -87,8 +87,9 @@ fn sound() -> Vec<Row> {
 /// Changes an inode's record.
 fn amend(rows: &mut [Row], ino: u64, change: impl FnOnce(&mut InodeRecord)) {
     let key = keys::inode(Ino(ino));
-    let mut found = rows.iter_mut();
-    let row = found.find(|(table, at, _)| *table == Table::Inode && *at == key);
+    let row = rows
+        .iter_mut()
+        .find(|(table, at, _)| *table == Table::Inode && *at == key);
     let value = &mut row.unwrap().2;
     let mut record = InodeRecord::decode(value).unwrap();
     change(&mut record);
@@ -143,7 +144,7 @@ impl Attacker {
         let mut input = &stream[..];
         let (_, unverified) = StreamReader::begin(&mut input).unwrap();
         let header = unverified.claims().clone();
-        // Whoever may import it has its keys.
+        // Everybody who may import it has its keys.
         let own = MemoryStore::new();
         receive(&stream, &own, &keystore).unwrap();
         let volume = volume::open(Arc::new(own), &open_options(&keystore)).unwrap();
@@ -173,7 +174,7 @@ impl Attacker {
         self.stream_of(&rows, &counters.encode())
     }
 
-    /// The same with physical keys.
+    /// An authentic stream with these physical keys.
     fn stream_of(&self, rows: &[Row], counters: &[u8]) -> Vec<u8> {
         let store = MemoryStore::new();
         let file = store.open(&StorePath::new("meta"), OpenMode::CreateNew);
@@ -209,7 +210,7 @@ impl Attacker {
         stream
     }
 
-    /// The victim imports a stream. `Ok` gives the volume.
+    /// The victim imports a stream. `Ok` returns the volume.
     #[track_caller]
     fn import(&self, stream: Vec<u8>) -> Result<MemoryStore, ImageError> {
         let (store, keystore) = (MemoryStore::new(), Arc::clone(&self.keystore));
@@ -217,7 +218,7 @@ impl Attacker {
         within_limit(move || receive(&stream, &store, &keystore)).map(|()| volume)
     }
 
-    /// The stream is refused for what it is, and nothing of it is left.
+    /// The stream is refused with a specific error, and nothing of it is left.
     #[track_caller]
     fn is_refused(&self, why: &str, rows: &[Row]) {
         self.stream_is_refused(why, self.stream(rows, &counters()));
@@ -234,7 +235,7 @@ impl Attacker {
         assert!(left.is_empty(), "{why}: {left:?} is left");
     }
 
-    /// The stream makes a whole volume, in which root works without meeting anything of the
+    /// The import makes a whole volume, in which root works without coming across files of the
     /// attacker's.
     #[track_caller]
     fn is_harmless(&self, why: &str, stream: Vec<u8>) -> Vec<u64> {
@@ -277,7 +278,7 @@ fn open(
     Filesystem::open(volume, options)
 }
 
-/// Runs something that an attacker would like to last for ever.
+/// Runs something that an attacker would like never to end.
 #[track_caller]
 fn within_limit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, waits) = mpsc::channel();
@@ -296,7 +297,7 @@ fn within_limit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
     }
 }
 
-/// Makes files, moves directories; the answer is the numbers of what was made.
+/// Creates files and moves directories. Returns the inode numbers of what was created.
 fn work_as_root(volume: &MemoryStore, keystore: &tempfile::TempDir, why: &str) -> Vec<u64> {
     let fs = open(volume, keystore, quiet()).unwrap();
     let known: Vec<u64> = everything(&fs).iter().map(|node| node.0).collect();
@@ -367,14 +368,14 @@ fn everything(fs: &Filesystem) -> Vec<NodeId> {
 }
 
 #[test]
-fn what_is_sound_is_taken() {
+fn a_sound_image_is_imported() {
     let attacker = Attacker::new();
     let made = attacker.is_harmless("sound", attacker.stream(&sound(), &counters()));
     assert_eq!(made, [5, 6, 7]);
 }
 
 #[test]
-fn counters_of_an_image_count_for_nothing() {
+fn counters_of_an_image_are_ignored() {
     let attacker = Attacker::new();
     type Lie = fn(&mut Counters);
     let lies: [(&str, Lie); 9] = [
@@ -415,7 +416,7 @@ fn counters_of_an_image_count_for_nothing() {
 }
 
 #[test]
-fn rows_that_are_no_part_of_an_image_count_for_nothing() {
+fn rows_that_are_no_part_of_an_image_are_ignored() {
     let attacker = Attacker::new();
     let view = ViewRecord {
         kind: ViewKind::Snapshot,
@@ -483,7 +484,7 @@ fn numbers_that_no_inode_has_are_refused() {
 #[test]
 fn directories_in_a_circle_are_refused() {
     let attacker = Attacker::new();
-    // `sub` holds `dir`, which holds `sub`; nothing leads there.
+    // `sub` contains `dir`, which contains `sub`; no path leads there.
     let mut rows = sound();
     rows.retain(|row| *row != name(1, "dir", 2, FileKind::Directory));
     rows.push(name(3, "dir", 2, FileKind::Directory));
@@ -491,7 +492,7 @@ fn directories_in_a_circle_are_refused() {
     links(&mut rows, 1, 2);
     links(&mut rows, 3, 3);
     attacker.is_refused("a circle beside the tree", &rows);
-    // Each also has a name in the root: the way upwards leads in a circle.
+    // Each also has a name in the root, but the path upwards leads in a circle.
     rows.push(name(1, "dir", 2, FileKind::Directory));
     links(&mut rows, 1, 3);
     attacker.is_refused("a circle that is reached", &rows);
@@ -561,7 +562,7 @@ fn names_that_contradict_inodes_are_refused() {
 #[test]
 fn an_inode_without_a_name_is_left_out() {
     let attacker = Attacker::new();
-    // An exporter leaves out what was unlinked while it was in use; so does the importer.
+    // An exporter leaves out files that were unlinked while in use; so does the importer.
     let mut rows = sound();
     let mut gone = inode(FileKind::Regular, 9, 0);
     let record = InodeRecord::decode(&gone.2).unwrap();
@@ -602,7 +603,7 @@ fn contents_that_contradict_the_stream_are_refused() {
 }
 
 #[test]
-fn versions_have_no_place_in_an_image() {
+fn versions_in_an_image_are_refused() {
     let attacker = Attacker::new();
     for generation in [0, 2, 3, 1 << 62, u64::MAX] {
         let mut rows: Vec<Row> = sound()
@@ -617,8 +618,8 @@ fn versions_have_no_place_in_an_image() {
 }
 
 #[test]
-fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
-    // As a volume could be that was imported before images were compared.
+fn a_volume_with_a_circle_of_directories_becomes_read_only() {
+    // Such a volume could have been imported before images were compared.
     let keystore = keystore();
     let store = MemoryStore::new();
     let options = CreateOptions {
@@ -660,7 +661,7 @@ fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
             "{latched}"
         );
         assert!(latched.contains("cycle"), "{latched}");
-        // What is there can still be read, and nothing more is written.
+        // Existing files can still be read, and nothing is written any more.
         assert_eq!(fs.lookup(ROOT, b"other").unwrap().node, other.node);
         assert_eq!(fs.lookup(ROOT, b"dir"), Err(Errno::EIO));
         let refused = fs.mkdir(&ADMIN, ROOT, b"more", 0o755);
@@ -668,7 +669,7 @@ fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
     });
 }
 
-/// What the sequence number of a page says is bounded too.
+/// The sequence number of a page is bounded too.
 #[test]
 fn the_last_commit_number_is_the_last() {
     let store = MemoryStore::new();

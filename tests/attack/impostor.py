@@ -1,19 +1,19 @@
-"""An ordinary user who plays the daemon of a volume: a mount by fusermount3 whose source is whatever
-text is wanted, and sockets under the names at which commands look for a daemon.
+"""An ordinary user who impersonates the daemon of a volume: with a mount by fusermount3 whose source
+is any text, and with sockets under the names at which commands look for a daemon.
 
     impostor.py DIR FSNAME VICTIM PROOF OWN LOG
 
 DIR     where to mount
-FSNAME  what the mount calls its source
-VICTIM  the directory of the volume whose daemon is played: the socket has its device and inode
-PROOF   what is handed over when proof is demanded: none, own (the lock of the directory OWN, which
-        this process holds), theirs (whatever of VICTIM can be opened), mixed (this process's lock,
-        the victim's directory), trap (a directory of a mount that answers nothing any more); or
-        silent (nothing is ever answered, by the mount neither)
+FSNAME  the source that the mount shows
+VICTIM  the directory of the impersonated daemon's volume, whose device and inode name the socket
+PROOF   the descriptors sent as proof: none, own (the lock of the directory OWN, which this process
+        holds), theirs (the files of VICTIM that can be opened), mixed (this process's lock, the
+        victim's directory), trap (a directory of a mount that does not answer any more); or silent
+        (neither the socket nor the mount ever answers)
 OWN     a directory of this user's
-LOG     every request is a line in it
+LOG     a file with a line for each request
 
-Says `ready` once all of it is there. Ends with its standard input.
+Prints `ready` once everything is set up. Ends with its standard input.
 """
 import fcntl
 import json
@@ -88,7 +88,7 @@ def serve_mount(device):
 
 
 def device_number():
-    """Of the mount, without a look at it."""
+    """The device number of the mount, without a call that the mount would have to answer."""
     with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
         for line in mounts:
             fields = line.split()
@@ -98,7 +98,7 @@ def device_number():
 
 
 def prepare():
-    """What is handed over, held open from now on."""
+    """The descriptors to send as proof, open from now on."""
     if PROOF in ("none", "silent", "trap"):
         return []
     held = os.open(os.path.join(OWN, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -142,7 +142,7 @@ def answer(request):
     if request == "status":
         return line({"status": REPORT})
     if request == "wait":
-        # It is said that everything is on disk when nothing is.
+        # Reports that everything is on disk when nothing is.
         return line("waiting") + line({"closed": {"is_on_disk": True, "error": None}})
     if isinstance(request, str) or "operation" not in request:
         return line({"done": "nothing"})
@@ -193,7 +193,8 @@ def spawn(target, *arguments):
 
 
 handed = prepare()
-# Whose directory it is looked for in: this user's own, and where it can be made, the victim's.
+# Directories in which the daemon is looked up: this user's own and, if it can be created, the
+# victim's.
 found = os.stat(VICTIM)
 names = [f"{found.st_dev:x}-{found.st_ino:x}.sock"]
 if FSNAME:
@@ -207,7 +208,7 @@ for user in {os.getuid(), found.st_uid}:
     directory = f"/tmp/bilayer-{user}"
     try:
         os.mkdir(directory, 0o700)
-        # Whoever is played may come in.
+        # The impersonated user may enter.
         os.chmod(directory, 0o700 if user == os.getuid() else 0o777)
     except FileExistsError:
         pass

@@ -1,4 +1,4 @@
-//! An ordinary user who plays the daemon: `impostor.py`, run on a machine of a test's own.
+//! An ordinary user who impersonates the daemon: `impostor.py`, run on a machine of a test's own.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,20 +11,20 @@ use crate::real::{BILAYER, Outcome, have, need, run_within};
 
 /// The attacker, a user that every machine has.
 pub(crate) const ATTACKER: u32 = 3;
-/// Somebody else who is not root.
+/// Another user who is not root.
 pub(crate) const VICTIM: u32 = 2;
 
-/// One that every user may run.
+/// An interpreter that every user may run.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Long enough for anything that ends.
+/// Longer than any of the commands takes.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A machine on which users mount, with a `/tmp` of its own.
 pub(crate) fn machine(test: &'static str) -> Option<Machine> {
     let machine = Machine::open_to_users(test)?;
-    let found = have("fusermount3") && have("setpriv") && Path::new(PYTHON).exists();
-    if !need(found, test, "fuse3, util-linux or python3 is missing") {
+    let is_possible = have("fusermount3") && have("setpriv") && Path::new(PYTHON).exists();
+    if !need(is_possible, test, "fuse3, util-linux or python3 is missing") {
         return None;
     }
     machine.namespace.open_fuse_device_to_users(&machine.place);
@@ -39,21 +39,21 @@ pub(crate) fn machine(test: &'static str) -> Option<Machine> {
         return None;
     }
     machine.run("mount --bind fuse.conf /etc/fuse.conf");
-    // Where it was built need not be open to others.
+    // Other users may not be able to enter the build directory.
     let program = machine.place.path("bilayer");
     fs::copy(BILAYER, &program).unwrap();
     fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     Some(machine)
 }
 
-/// A directory of a user's.
+/// A directory that belongs to a user.
 pub(crate) fn dir_of(machine: &Machine, name: &str, user: u32) -> PathBuf {
     let dir = machine.place.dir(name);
     chown(&dir, Some(user), Some(user)).unwrap();
     dir
 }
 
-/// A command of a user.
+/// A command that runs as a user.
 pub(crate) fn as_user(machine: &Machine, user: u32, words: &str) -> Command {
     let words = words.replace("bilayer ", &format!("{} ", machine.path("bilayer")));
     machine.command(&format!(
@@ -61,7 +61,7 @@ pub(crate) fn as_user(machine: &Machine, user: u32, words: &str) -> Command {
     ))
 }
 
-/// `bilayer` as root, to its end.
+/// Runs `bilayer` as root, to its end.
 #[track_caller]
 pub(crate) fn bilayer(machine: &Machine, words: &str) -> Outcome {
     run_within(&mut machine.command(&format!("{BILAYER} {words}")), LIMIT)
@@ -74,8 +74,8 @@ pub(crate) struct Impostor {
 }
 
 impl Impostor {
-    /// Plays the daemon of that volume, with a mount that says that it is `source`, unless that is
-    /// empty.
+    /// Impersonates the daemon of that volume, with a mount whose source is `source`, unless that
+    /// is empty.
     #[track_caller]
     pub(crate) fn start(machine: &Machine, source: &str, volume: &str, proof: &str) -> Self {
         let own = dir_of(machine, &format!("own-{proof}"), ATTACKER);
@@ -102,7 +102,7 @@ impl Impostor {
         Self { child, log }
     }
 
-    /// What it was asked, but for proof.
+    /// The requests that it got, except those for proof.
     pub(crate) fn asked(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap();
         let lines = log.lines().filter(|line| *line != "prove");

@@ -1,6 +1,6 @@
-//! Attacks from the attacker's side, each refused.
+//! Attacks, each refused.
 //!
-//! One file for each attacker: what they hold, what they do with it, and what stops them. The table
+//! Each file has one attacker: what they hold, what they do with it, and what stops them. The table
 //! in `docs/ATTACKS.md` names every test of this folder.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,9 +1,9 @@
 //! The attacker reads the daemon's memory: from swap, from a dump of the machine, as a debugger.
 //!
-//! Whoever reads it all has what a mounted volume needs, and that is said in the threat model. What
-//! is not needed any more must be gone, and what is needed must be where it can be kept out of swap
-//! or dies with its object: no key on a stack, none in memory that was freed, each data key once
-//! and in locked memory.
+//! An attacker who reads all of it has everything that a mounted volume needs; the threat model
+//! says so. Secrets that are not needed any more must not be in memory. Needed ones must be in
+//! memory that cannot be swapped out, or that is freed together with its object: no key on a stack,
+//! none in freed memory, each data key once and in locked memory.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,17 +29,17 @@ use crate::real::{Mounted, Place, noise, run, write_synced};
 const PASSPHRASE: &str = "correct horse battery staple 7391";
 const TRANSPORT_PASSPHRASE: &str = "another one for the way, 4812 times";
 
-/// Bytes of a key that a register or a cache line may carry: what is searched for.
+/// Bytes of a key that a register or a cache line may carry, which are searched for.
 const PIECE_BYTES: usize = 16;
 
 /// Where a secret may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Belongs {
-    /// Nowhere: the daemon is done with it, or never had it.
+    /// Nowhere: the daemon does not need it any more, or never had it.
     Nowhere,
-    /// So often in locked memory, and nowhere else.
+    /// This many times in locked memory, and nowhere else.
     Locked(usize),
-    /// At most so often in ordinary memory that is no stack.
+    /// At most this many times in ordinary memory outside of stacks.
     Heap(usize),
 }
 
@@ -64,7 +64,7 @@ struct Mapping {
 
 // ---- the secrets, computed by this test ---------------------------------------------------------
 
-/// `info` of a derivation, as docs/FORMAT.md has it.
+/// `info` of a derivation, according to docs/FORMAT.md.
 fn info(purpose: &str, layer: u32, set: KeySetId, epoch: Epoch, crypto: CryptoId) -> Vec<u8> {
     let mut info = vec![0; 16];
     info[..purpose.len()].copy_from_slice(purpose.as_bytes());
@@ -95,7 +95,7 @@ fn page_keys(secrets: &mut Vec<Secret>, set: &KeySet, of: &str, crypto: CryptoId
     let info = |layer| info("bilayer page", layer, set.id, set.epoch, crypto);
     let inner = derive(set.customer.expose(), &info(1), 112);
     let outer = derive(set.infrastructure.expose(), &info(2), 32);
-    // An expanded AES key begins with the key, and that for decrypting ends with its first half.
+    // An expanded AES key begins with the key, and the one for decryption ends with its first half.
     for (name, bytes, belongs) in [
         ("data key", &inner[..32], Belongs::Heap(2 * kept)),
         ("tweak key", &inner[32..64], Belongs::Heap(2 * kept)),
@@ -166,7 +166,7 @@ fn customer_secrets(secrets: &mut Vec<Secret>, pem: &str) {
         ("d mod q-1", key.dq().unwrap().clone()),
     ];
     for (name, number) in numbers {
-        // The lowest limb left out: p-1 is as good as p.
+        // Without the lowest limb: p-1 is as useful as p.
         let little = number.to_bytes_le()[8..].to_vec();
         let big: Vec<u8> = little.iter().rev().copied().collect();
         secrets.push(nowhere(format!("{name} of the customer's key"), little));
@@ -223,7 +223,7 @@ fn secrets_of(place: &Place, set: &KeySet, meta: CryptoId, objects: &[CryptoId])
         );
     }
     joint_key(&mut secrets, set, "bilayer header", Belongs::Nowhere);
-    // Part of what is remembered of the volume; it opens nothing.
+    // Part of the volume's record; it opens nothing.
     let remembered = Belongs::Heap(RECORDS);
     joint_key(&mut secrets, set, "bilayer succeed", remembered);
     platform_secrets(&mut secrets, &place.path("keystore"));
@@ -239,14 +239,14 @@ fn secrets_of(place: &Place, set: &KeySet, meta: CryptoId, objects: &[CryptoId])
 
 /// Sealed files that keep the keys of `meta`.
 const META_KEYS: usize = 1;
-/// Copies of what the platform keystore remembers of a volume; the third while it is being written.
+/// Copies of the keystore's record of a volume; the third one while it is being written.
 const RECORDS: usize = 3;
 /// Sealed files that keep the keys of an object.
 const OBJECT_KEYS: usize = 1;
 
 // ---- the daemon's memory ------------------------------------------------------------------------
 
-/// Where the stacks of all threads are, by their stack pointers.
+/// Ranges of the stacks of all threads, by their stack pointers.
 fn stack_pointers(pid: i32) -> Vec<u64> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let pointers = tasks.filter_map(|task| {
@@ -288,7 +288,7 @@ fn mappings(pid: i32) -> Vec<Mapping> {
     mappings
 }
 
-/// How often each piece of each secret is where: (secret, piece, kind) and the addresses.
+/// Where each piece of each secret was found: (secret, piece, kind) and the addresses.
 type Sightings = BTreeMap<(usize, usize, Kind), Vec<u64>>;
 
 fn search(pid: i32, secrets: &[Secret]) -> Sightings {
@@ -315,10 +315,10 @@ fn search(pid: i32, secrets: &[Secret]) -> Sightings {
             if !may_start[first_two(&bytes[at..at + 2])] {
                 continue;
             }
-            let Some(found) = by_start.get(&bytes[at..at + PIECE_BYTES]) else {
+            let Some(matches) = by_start.get(&bytes[at..at + PIECE_BYTES]) else {
                 continue;
             };
-            for &(number, piece) in found {
+            for &(number, piece) in matches {
                 let address = mapping.start + at as u64;
                 let place = (number, piece, mapping.kind);
                 sightings.entry(place).or_default().push(address);
@@ -329,7 +329,7 @@ fn search(pid: i32, secrets: &[Secret]) -> Sightings {
     sightings
 }
 
-/// Compares what was seen with where it belongs.
+/// Compares the findings with the permitted locations.
 fn complaints(secrets: &[Secret], sightings: &Sightings) -> String {
     let mut text = String::new();
     for (number, secret) in secrets.iter().enumerate() {
@@ -364,7 +364,7 @@ fn write_passphrase(place: &Place, name: &str, passphrase: &str) {
     std::io::Write::write_all(&mut file, format!("{passphrase}\n").as_bytes()).unwrap();
 }
 
-/// Reads, writes, makes durable, takes and drops snapshots, exports an image.
+/// Reads, writes, makes durable, takes and deletes snapshots, exports an image.
 fn use_it(place: &Place, mounted: &Mounted<'_>) {
     let bytes = noise(5, 300_000);
     for name in ["one", "two", "three"] {
@@ -417,7 +417,7 @@ fn open(place: &Place) -> Volume {
     volume::open(Arc::new(store), &options).unwrap()
 }
 
-/// Searches a daemon that `mount` has made.
+/// Searches the memory of a daemon that `mount` has started.
 fn search_daemon(place: &Place, mounted: &Mounted<'_>, set: &KeySet, meta: CryptoId) {
     use_it(place, mounted);
     let secrets = secrets_of(place, set, meta, &objects(&place.path("vol")));
@@ -459,9 +459,9 @@ fn keys_under_a_plain_customer_key() {
     customer_managed("attack-memory-plain", "--bits 3072");
 }
 
-/// The daemon makes platform keys and the volume itself.
+/// The daemon creates the platform keys and the volume itself.
 #[test]
-fn keys_of_a_daemon_that_has_made_them() {
+fn keys_of_a_daemon_that_created_them() {
     let Some(place) = Place::new("attack-memory-platform", Duration::from_secs(200)) else {
         return;
     };
@@ -470,7 +470,7 @@ fn keys_of_a_daemon_that_has_made_them() {
     let mounted = place.mounted(&place.path("mnt"));
     use_it(&place, &mounted);
     let secrets = {
-        // What the library opens is what the daemon, which has the lock, has open.
+        // The library opens the same files as the daemon, which has the lock.
         let copy = place.path("copy");
         run(crate::real::command("cp", ["-a"])
             .arg(place.path("vol"))
@@ -497,7 +497,7 @@ fn keys_of_a_daemon_that_has_made_them() {
     mounted.unmount();
 }
 
-/// A sealed file that is no longer kept open takes its keys along, those of AWS-LC too.
+/// When a sealed file is closed, its keys are gone, those of AWS-LC too.
 #[test]
 fn keys_of_files_that_were_closed_are_gone() {
     const KEPT: usize = 8;

@@ -1,10 +1,10 @@
 //! The attacker was given an image: deployed under a customer key and a platform keystore of their
-//! own, or exported under a passphrase they know. They hold every data key of what they were given,
-//! and can read the directory of the volume that it came from. They want more than they were given:
-//! the volume's metadata, its other contents, and what is written there later.
+//! own, or exported under a passphrase they know. They hold every data key of it, and can read the
+//! directory of the volume from which it was made. They want more: the volume's metadata, its other
+//! contents, and what is written there later.
 //!
-//! Nothing of this needs a secret of the volume's: its superblock says the ids of its key sets and
-//! that of `meta`, and objects and checkpoints are named by theirs.
+//! No secret of the volume is needed to try: its superblock has the ids of its key sets and the
+//! crypto id of `meta`, and objects and checkpoints are named by theirs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ use bilayer::volume::{self, CreateOptions, OpenOptions, UnverifiedHeader, Volume
 use crate::real::{Place, noise, write_synced};
 use crate::support::{ADMIN, ROOT, USER, pattern, quiet};
 
-/// Data keys that somebody has.
+/// The data keys that somebody has.
 #[derive(Default)]
 struct Holdings {
     customer: Vec<[u8; CustomerDek::BYTES]>,
@@ -37,7 +37,7 @@ struct Holdings {
 }
 
 impl Holdings {
-    /// All of an open volume's.
+    /// All data keys of an open volume.
     fn of(volume: &Volume) -> Self {
         let mut this = Self::default();
         for set in volume.keys.iter() {
@@ -48,7 +48,7 @@ impl Holdings {
         this
     }
 
-    /// Every pair of them as every set that a superblock lists.
+    /// Each of the pairs, as each of the sets that a superblock lists.
     fn as_sets_of(&self, header: &HeaderContents) -> Vec<Vec<Arc<KeySet>>> {
         let pairs = self.customer.iter().flat_map(|customer| {
             self.infrastructure
@@ -73,7 +73,7 @@ impl Holdings {
     }
 }
 
-/// What opened of a volume's directory.
+/// What could be opened in a volume's directory.
 #[derive(PartialEq, Eq, Debug, Default)]
 struct Opened {
     superblocks: usize,
@@ -82,7 +82,7 @@ struct Opened {
     objects: usize,
 }
 
-/// Tries everything there is with everything somebody has.
+/// Tries each key on everything in the directory.
 fn attack(directory: &Path, holdings: &Holdings) -> Opened {
     let store = DirectoryStore::open(directory).unwrap();
     let superblock = fs::read(directory.join("volume.json")).unwrap();
@@ -133,7 +133,7 @@ fn names_in(directory: &Path) -> Vec<String> {
     names.collect()
 }
 
-/// Objects of which some page opens.
+/// Objects of which at least one page opens.
 fn objects_that_open(store: &DirectoryStore, directory: &Path, set: &Arc<KeySet>) -> usize {
     let mut count = 0;
     for folder in names_in(&directory.join("objects")) {
@@ -155,7 +155,7 @@ fn objects_that_open(store: &DirectoryStore, directory: &Path, set: &Arc<KeySet>
     count
 }
 
-/// A machine with a volume that has an image, and another one that is to get it.
+/// A machine with a volume that has an image, and another machine that is to get it.
 struct Machines {
     place: tempfile::TempDir,
 }
@@ -204,7 +204,8 @@ impl Machines {
             keystore: self.path("own-keystore"),
             ..OpenOptions::default()
         };
-        // A process that another test has just begun holds the lock until it begins its program.
+        // A process that another test has just started holds the lock until it executes its
+        // program.
         let free = || match volume::open(self.directory("vol"), &options) {
             Err(VolumeError::InUse { .. }) => None,
             opened => Some(opened.unwrap()),
@@ -219,7 +220,7 @@ impl Machines {
         Filesystem::open(volume.unwrap(), quiet()).unwrap()
     }
 
-    /// What the owner has: the attack's own check.
+    /// The owner's keys: they show that the attack works.
     fn owner(&self) -> Holdings {
         let options = OpenOptions {
             keystore: self.path("own-keystore"),
@@ -228,7 +229,7 @@ impl Machines {
         Holdings::of(&volume::open(self.directory("vol"), &options).unwrap())
     }
 
-    /// What whoever has this keystore and this key has of a volume.
+    /// The keys of a volume that the holder of this keystore and this key has.
     fn receiver(&self, store: Arc<dyn Store>, keystore: &str, key: Option<&str>) -> Holdings {
         let options = OpenOptions {
             customer_key: key.map(|key| self.key(key)),
@@ -238,8 +239,8 @@ impl Machines {
         Holdings::of(&volume::open(store, &options).unwrap())
     }
 
-    /// Nothing opens for the attacker, and all of it for the owner, whose volume is in use and has
-    /// checkpoints; nor what is written from now on.
+    /// Nothing opens for the attacker, and everything for the owner, whose volume is in use and has
+    /// checkpoints; nor does anything that is written from now on.
     fn nothing_opens(&self, attacker: &Holdings) {
         for round in 0..2u8 {
             let fs = self.open_source();
@@ -248,11 +249,11 @@ impl Machines {
             fs.checkpoint_now().unwrap();
             fs.close().unwrap();
             drop(fs);
-            let found = attack(&self.path("vol"), &self.owner());
-            assert_eq!((found.superblocks, found.metadata), (2, 1), "{found:?}");
-            assert!(found.checkpoints > 0 && found.objects > 3, "{found:?}");
-            let found = attack(&self.path("vol"), attacker);
-            assert_eq!(found, Opened::default());
+            let opened = attack(&self.path("vol"), &self.owner());
+            assert_eq!((opened.superblocks, opened.metadata), (2, 1), "{opened:?}");
+            assert!(opened.checkpoints > 0 && opened.objects > 3, "{opened:?}");
+            let opened = attack(&self.path("vol"), attacker);
+            assert_eq!(opened, Opened::default());
         }
     }
 }
@@ -304,8 +305,8 @@ fn an_image_deployed_to_another_holder_opens_nothing_else() {
     }
 }
 
-/// The other side of the rule, and what shows that the attack is one: under the same key and
-/// keystore the new volume does have the source's keys.
+/// The counterpart, which also shows that the attack works: under the same key and keystore the new
+/// volume does have the source's keys.
 #[test]
 fn an_image_deployed_to_the_same_holder_shares_its_keys() {
     let machines = Machines::new(true);
@@ -320,8 +321,8 @@ fn an_image_deployed_to_the_same_holder_shares_its_keys() {
     drop(fs);
     let copy = machines.directory("copy");
     let same = machines.receiver(copy, "own-keystore", Some("own.pem"));
-    let found = attack(&machines.path("vol"), &same);
-    assert!(found.metadata > 0 && found.objects > 0, "{found:?}");
+    let opened = attack(&machines.path("vol"), &same);
+    assert!(opened.metadata > 0 && opened.objects > 0, "{opened:?}");
 }
 
 #[test]
@@ -351,7 +352,8 @@ fn an_export_under_a_passphrase_opens_nothing_else() {
         let key = customer.then_some("own.pem");
         let attacker = machines.receiver(Arc::clone(&target), "other-keystore", key);
         machines.nothing_opens(&attacker);
-        // Who knows the passphrase has the stream's set, and nothing that the importer writes.
+        // Somebody who knows the passphrase has the stream's set, and can read nothing that the
+        // importer writes.
         let importer = volume::open(
             target,
             &OpenOptions {
@@ -367,9 +369,9 @@ fn an_export_under_a_passphrase_opens_nothing_else() {
     }
 }
 
-/// Any process of the daemon's user can ask its control socket for a deployment, without the
-/// customer key and its passphrase: what it gets is sealed for the keys it named, and no key of the
-/// source.
+/// Any process of the daemon's user can request a deployment over its control socket, without the
+/// customer key and its passphrase. The result is sealed for the keys that the request names, and
+/// has no key of the source.
 #[test]
 fn the_daemon_of_a_mounted_volume_gives_no_key_away() {
     let Some(place) = Place::new("attack-other-holder", Duration::from_secs(200)) else {
@@ -381,7 +383,7 @@ fn the_daemon_of_a_mounted_volume_gives_no_key_away() {
     let mounted = place.fresh("--customer-key file:own.pem", "");
     write_synced(&mounted.path("file"), &noise(1, 40_000)).unwrap();
     place.run("image create vol base").done();
-    // From here on the customer key is out of reach.
+    // From here on the customer key is not accessible.
     let aside = place.path("aside");
     fs::rename(place.path("own.pem"), &aside).unwrap();
     let words = "image deploy vol base copy --customer-key file:theirs.pem \
@@ -409,7 +411,7 @@ fn the_daemon_of_a_mounted_volume_gives_no_key_away() {
     assert_eq!(attack(&place.path("vol"), &attacker), Opened::default());
     mounted.unmount();
     assert_eq!(attack(&place.path("vol"), &attacker), Opened::default());
-    // The export's only set, as whoever imports it has it.
+    // The export's only set, as an importer has it.
     fs::rename(&aside, place.path("own.pem")).unwrap();
     let words = "image import out there --transport-passphrase-file words \
                  --customer-key file:own.pem --platform-keystore elsewhere";
@@ -417,8 +419,8 @@ fn the_daemon_of_a_mounted_volume_gives_no_key_away() {
     let importer = Holdings::of(&open("there", "elsewhere", "own.pem"));
     assert_eq!(attack(&place.path("vol"), &importer), Opened::default());
     let owner = Holdings::of(&open("vol", "keystore", "own.pem"));
-    let found = attack(&place.path("vol"), &owner);
-    assert!(found.metadata > 0 && found.objects > 1, "{found:?}");
+    let opened = attack(&place.path("vol"), &owner);
+    assert!(opened.metadata > 0 && opened.objects > 1, "{opened:?}");
     // And they have what they were given.
     let options = "customer_key=file:theirs.pem,platform_keystore=theirs";
     let copy = place.mount("copy", "mnt", options);

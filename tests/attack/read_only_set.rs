@@ -1,6 +1,7 @@
-//! The attacker holds a key set that the victim's volume only reads with (its source's owner does,
-//! and whoever knows the passphrase of the export that it was imported from), and can write to the
-//! victim's directory while it is not mounted. They seal metadata of their own under it.
+//! The attacker holds a key set that the victim's volume only reads with (like the owner of its
+//! source, or anybody who knows the passphrase of the export from which it was imported), and can
+//! write to the victim's directory while it is not mounted. They seal metadata of their own under
+//! it.
 
 use std::sync::Arc;
 
@@ -99,12 +100,12 @@ impl Victim {
             memory_bytes: 1 << 20,
         };
         let report = check::check(&self.open().unwrap(), &options, &check::NoProgress).unwrap();
-        report.findings.iter().map(|found| found.kind).collect()
+        report.findings.iter().map(|finding| finding.kind).collect()
     }
 }
 
 #[test]
-fn metadata_under_a_read_only_set_are_not_mounted() {
+fn metadata_under_a_read_only_set_is_not_mounted() {
     let victim = Victim::new();
     assert!(victim.findings().is_empty());
     victim.put(
@@ -114,14 +115,14 @@ fn metadata_under_a_read_only_set_are_not_mounted() {
     let opened = Filesystem::open(victim.open().unwrap(), quiet());
     let message = opened.expect_err("forged metadata").to_string();
     assert!(message.contains("page 0 was refused"), "{message}");
-    let found = victim.findings();
-    assert!(found.contains(&Kind::Metadata), "{found:?}");
+    let kinds = victim.findings();
+    assert!(kinds.contains(&Kind::Metadata), "{kinds:?}");
     victim.mount.finish();
 }
 
-/// `meta.next` is looked at where `meta` does not open: it opens under the active set, too, or not.
+/// `meta.next` is read if `meta` does not open: it too must open under the active set.
 #[test]
-fn metadata_about_to_take_over_are_not_taken() {
+fn metadata_about_to_replace_meta_is_refused() {
     let victim = Victim::new();
     victim.put("meta", &[0; 3 * 4608]);
     victim.put(
@@ -133,11 +134,11 @@ fn metadata_about_to_take_over_are_not_taken() {
     victim.mount.finish();
 }
 
-/// Whoever takes out what is left of a damaged volume takes nothing that the attacker put there.
+/// Salvage of a damaged volume extracts nothing that the attacker put there.
 #[test]
-fn a_checkpoint_under_a_read_only_set_is_not_believed() {
+fn a_checkpoint_under_a_read_only_set_is_not_trusted() {
     let victim = Victim::new();
-    // Made as the program would, by the attacker's own metadata and under the set that they hold.
+    // A well-formed checkpoint of the attacker's own metadata, under the set that they hold.
     let scratch = MemoryStore::new();
     let own = forge::meta_of_an_empty_tree(&victim.inherited, victim.meta, NEWEST);
     let path = StorePath::new("meta");
@@ -160,21 +161,21 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
     assert_eq!(good.len(), 1, "the volume's own is there still");
     assert!(
         good.iter()
-            .all(|(found, _)| found.name != made.checkpoint.name)
+            .all(|(kept, _)| kept.name != made.checkpoint.name)
     );
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].0, made.checkpoint.name);
     drop(volume);
-    let found = victim.findings();
-    assert!(found.contains(&Kind::Checkpoint), "{found:?}");
-    assert!(!found.contains(&Kind::RolledBack), "{found:?}");
+    let kinds = victim.findings();
+    assert!(kinds.contains(&Kind::Checkpoint), "{kinds:?}");
+    assert!(!kinds.contains(&Kind::RolledBack), "{kinds:?}");
     victim.mount.finish();
 }
 
-/// What was inherited and not written since can be forged by whoever else holds its set; so
-/// `status` says how much that is.
+/// Inherited data that was not written since can be forged by other holders of its set; so `status`
+/// says how much that is.
 #[test]
-fn what_can_still_be_forged_is_counted() {
+fn bytes_that_can_still_be_forged_are_counted() {
     let victim = Victim::new();
     let fs = Filesystem::open(victim.open().unwrap(), quiet()).unwrap();
     // 9000 bytes in pages of 4032.

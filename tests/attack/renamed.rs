@@ -1,6 +1,5 @@
-//! Nobody attacks but the names: volumes and what is above them are renamed, replaced, bound and
-//! mounted over while they are mounted, and every command reaches the volume that was meant, or is
-//! refused.
+//! No attacker, only names: volumes and directories above them are renamed, replaced, bound and
+//! mounted over while they are mounted. Every command reaches the intended volume, or is refused.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -60,7 +59,8 @@ fn write(machine: &Machine, path: &str, text: &str) {
     fs::write(machine.see(path), text).unwrap();
 }
 
-/// Two volumes, the second one where the first was when it was mounted. Their daemons.
+/// Two volumes: the second one has the path that the first had when it was mounted. Returns their
+/// daemons.
 fn replaced(machine: &Machine) -> (i32, i32) {
     machine.place.run("create v").done();
     machine.run("mount -t bilayer v a");
@@ -120,7 +120,7 @@ fn the_mount_that_was_named_is_the_one_that_is_reached() {
         let checked = bilayer(&machine, &format!("check --json {path}")).done();
         assert!(checked.stdout.contains("\"clean\""), "{}", checked.stdout);
     }
-    // Read-only is the one, and the other is written to.
+    // One is made read-only, and the other one is written to.
     machine.run("mount -o remount,ro a");
     assert!(fs::write(machine.see("a/x"), "x").is_err());
     write(&machine, "b/x", "x");
@@ -198,7 +198,7 @@ fn bound_and_mounted_over() {
         assert_eq!(status(&machine, path)["daemon"]["pid"], daemon, "{path}");
         assert_eq!(snapshots(&machine, "bound").last(), Some(&name));
     }
-    // A directory of the volume that only looks like the place where snapshots are.
+    // A directory of the volume that only looks like the directory of snapshots.
     assert!(fs::read_dir(machine.see("part")).unwrap().next().is_none());
     assert_eq!(
         status(&machine, "bound")["mounts"]
@@ -207,7 +207,7 @@ fn bound_and_mounted_over() {
             .len(),
         3
     );
-    // With several places one has to be named.
+    // If there are several mounts, one has to be named.
     machine.refused(
         &format!("{BILAYER} unmount top/vol"),
         2,
@@ -217,13 +217,14 @@ fn bound_and_mounted_over() {
     machine.run("umount bound");
     assert!(is_alive(daemon));
 
-    // Something else is where the volume was: the mount still means it, the path does not.
+    // Something else is at the volume's path: the mount still reaches the volume, the path does
+    // not.
     machine.run("mount -t tmpfs tmpfs top");
     bilayer(&machine, "snapshot create above/mnt hidden").done();
     let gone = bilayer(&machine, "snapshot create top/vol hidden");
     assert_eq!(gone.code, 2, "{}", gone.stderr);
     machine.run("umount top");
-    // Something else is where the mount was.
+    // Something else is at the path of the mount.
     machine.run("mount -t tmpfs tmpfs above");
     bilayer(&machine, "snapshot create top/vol covered").done();
     let covered = bilayer(&machine, "unmount top/vol");
@@ -236,7 +237,7 @@ fn bound_and_mounted_over() {
     assert_eq!(bilayer(&machine, "unmount above/mnt").code, 2);
     assert!(is_alive(daemon));
     machine.run("umount above");
-    // And exactly on it.
+    // And mounted exactly over it.
     machine.run("mount -t tmpfs tmpfs above/mnt");
     let covered = bilayer(&machine, "unmount top/vol");
     assert!(
@@ -272,7 +273,7 @@ fn other_mount_namespaces_reach_the_same_daemon() {
     .done();
     assert_eq!(snapshots(&machine, "a"), ["s1", "there", "by-volume"]);
     assert_eq!(snapshots(&machine, "b"), ["s1"]);
-    // The places are exchanged in there.
+    // Inside the namespace the two directories are exchanged.
     apart(&format!(
         "mount --move a moved; mount --bind b a; {BILAYER} snapshot create a b2
          {BILAYER} snapshot create moved a2"
@@ -280,17 +281,17 @@ fn other_mount_namespaces_reach_the_same_daemon() {
     .done();
     assert_eq!(snapshots(&machine, "a"), ["s1", "there", "by-volume", "a2"]);
     assert_eq!(snapshots(&machine, "b"), ["s1", "b2"]);
-    // Where nobody is to be reached it is refused, and nothing is said to be done.
+    // If no daemon can be reached, the command is refused and reports no success.
     let refused = apart(&format!(
         "mount -t tmpfs tmpfs /run; ! {BILAYER} snapshot restore a s1 --yes
          ! {BILAYER} snapshot restore v s1 --yes; ! {BILAYER} mount -o remount,ro v a"
     ))
     .done();
-    let told = refused.stderr;
-    assert!(told.contains("cannot be asked"), "{told}");
+    let stderr = refused.stderr;
+    assert!(stderr.contains("cannot be asked"), "{stderr}");
     assert_eq!(read(&machine, "a/file"), "a, new");
     assert_eq!(read(&machine, "b/file"), "b, new");
-    // A mount that lives on here is put on disk.
+    // A mount that still exists in another namespace is synced here.
     let left = apart("umount a").done();
     assert!(
         left.stderr.contains("another mount namespace"),
@@ -339,7 +340,7 @@ fn without_a_proof_nothing_is_done() {
 }
 
 #[test]
-fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
+fn a_stopped_daemon_keeps_no_command_waiting_for_ever() {
     let Some(machine) = machine("attack-stopped", &["mnt"]) else {
         return;
     };
@@ -357,8 +358,8 @@ fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
     ] {
         let outcome = bilayer(&machine, words);
         assert_ne!(outcome.code, 0, "{words}");
-        let told = outcome.stderr;
-        assert!(told.contains("does not answer"), "{words}: {told}");
+        let stderr = outcome.stderr;
+        assert!(stderr.contains("does not answer"), "{words}: {stderr}");
     }
     assert!(begin.elapsed() < LIMIT);
     assert_eq!(machine.mounted().len(), 1, "it was unmounted unasked");
@@ -367,7 +368,7 @@ fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
     machine.run("umount mnt");
     assert!(!is_alive(daemon));
 
-    // It stands still while it closes.
+    // The daemon is stopped while it closes the volume.
     machine.run("mount -t bilayer vol mnt -o commit=3600");
     let daemon = machine.daemon();
     fs::write(machine.see("mnt/file"), noise(1, 30_000_000)).unwrap();
@@ -376,9 +377,9 @@ fn a_daemon_that_stands_still_keeps_nobody_waiting_for_ever() {
     assert!(wait_until(LIMIT, || machine.mounted().is_empty()));
     if kill_process(Pid::from_raw(daemon).unwrap(), Signal::STOP).is_ok() && is_alive(daemon) {
         let output = unmounting.wait_with_output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(6), "{told}");
-        assert!(told.contains("not known"), "{told}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(6), "{stderr}");
+        assert!(stderr.contains("not known"), "{stderr}");
         signal_if_there(daemon, Signal::CONT);
     } else {
         assert!(unmounting.wait_with_output().unwrap().status.success());
@@ -391,7 +392,7 @@ fn signal_if_there(process: i32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(process).unwrap(), signal);
 }
 
-/// A filesystem on which nothing is written until this is dropped.
+/// A filesystem to which nothing is written until this is dropped.
 struct Frozen<'a>(&'a Path);
 
 impl<'a> Frozen<'a> {
@@ -407,7 +408,7 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// The device number of a mount is given again once it is gone, and closing the volume may take
+/// The kernel reuses the device number of a mount that is gone, and closing the volume may take
 /// long.
 #[test]
 fn a_daemon_speaks_for_no_mount_that_is_gone() {
@@ -465,11 +466,11 @@ fn a_read_only_medium_is_shared_and_proved() {
     bilayer(&machine, "snapshot create mnt one").done();
     machine.run("mount --bind vol medium");
     machine.run("mount -o remount,bind,ro medium");
-    // Somebody writes to it by another path.
+    // Another process writes to it by another path.
     let refused = bilayer(&machine, "mount -o ro medium mnt2");
     assert_eq!(refused.code, 32, "{}", refused.stderr);
     assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
-    // Not even where the lock is gone.
+    // Not even if the lock file is missing.
     let lock = machine.place.path("vol/lock");
     let aside = machine.place.path("aside");
     fs::rename(&lock, &aside).unwrap();
@@ -494,7 +495,7 @@ fn a_read_only_medium_is_shared_and_proved() {
     assert_eq!(status(&machine, "mnt")["daemon"]["pid"], first);
     let refused = bilayer(&machine, "snapshot create mnt two");
     assert_ne!(refused.code, 0);
-    // Nobody writes to what is being read, whatever became of the lock.
+    // Nobody writes to a volume that is being read, whatever happened to its lock file.
     let refused = bilayer(&machine, "mount vol vol2 --create");
     assert_eq!(refused.code, 32, "{}", refused.stderr);
     fs::rename(&lock, &aside).unwrap();

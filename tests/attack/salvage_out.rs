@@ -1,5 +1,5 @@
 //! The attacker is an ordinary user of the machine on which root salvages: they offer a directory
-//! of theirs to write to, or exchange what was made for a link to something of root's.
+//! of theirs to write to, or exchange a created file for a link to a file of root's.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -49,13 +49,13 @@ fn a_directory_of_somebody_else_is_not_written_to() {
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o700)).unwrap();
     chown(&theirs, Some(USER), Some(USER)).unwrap();
     refused(&place.run("salvage vol theirs"), "belongs to user 1000");
-    // By way of a link of theirs, too.
+    // Through a symbolic link of theirs, too.
     symlink(&theirs, place.path("link")).unwrap();
     refused(&place.run("salvage vol link"), "belongs to user 1000");
     assert!(names(&theirs).is_empty());
     let mode = fs::metadata(&theirs).unwrap().mode() & 0o7777;
     assert_eq!(mode, 0o700, "it is as it was");
-    // Inside a directory of theirs one of our own is made, which they cannot look into.
+    // Inside a directory of theirs salvage creates one of its own, which they cannot enter.
     place.run("salvage vol theirs/out").done();
     let made = fs::metadata(theirs.join("out")).unwrap();
     assert_eq!((made.uid(), made.mode() & 0o7777), (0, 0o700));
@@ -79,7 +79,7 @@ fn a_directory_that_others_write_to_is_not_written_to() {
     assert_eq!(pipe.mode() & 0o7777, 0o4777);
 }
 
-/// Nothing is written to the volume by another name of it.
+/// Nothing is written to the volume through another path to it.
 #[test]
 fn a_directory_within_the_volume_is_not_written_to_by_way_of_a_bind_mount() {
     let Some(place) = place("attack-salvage-bound") else {
@@ -102,7 +102,7 @@ fn a_directory_within_the_volume_is_not_written_to_by_way_of_a_bind_mount() {
     }
 }
 
-/// What root has of its own and the attacker wants changed.
+/// A file of root's that the attacker wants changed.
 struct Prize {
     path: PathBuf,
 }
@@ -117,16 +117,16 @@ impl Prize {
 
     #[track_caller]
     fn is_untouched(&self) {
-        let found = fs::symlink_metadata(&self.path).unwrap();
-        assert_eq!((found.uid(), found.gid()), (0, 0));
-        assert_eq!(found.mode() & 0o7777, 0o600);
-        assert!(found.mtime() > 1_000_000_000, "times are its own");
+        let metadata = fs::symlink_metadata(&self.path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
+        assert_eq!(metadata.mode() & 0o7777, 0o600);
+        assert!(metadata.mtime() > 1_000_000_000, "times are its own");
         let mut value = [0; 16];
         assert!(rustix::fs::lgetxattr(&self.path, "trusted.of", &mut value).is_err());
     }
 }
 
-/// A pipe that anybody may write to, of the attacker's, from the distant past.
+/// A pipe of the attacker's that anybody may write to, from the distant past.
 fn pipe() -> InodeRecord {
     let past = Timespec { secs: 1, nanos: 0 };
     InodeRecord {
@@ -143,14 +143,14 @@ fn is_root(test: &str) -> bool {
     need(root, test, "giving files away takes root")
 }
 
-/// Where the attacker may exchange names, as in a directory that was made for everybody.
+/// A directory in which the attacker may exchange names, like one that everybody may write to.
 fn shared_out(dir: &Path) -> OutputDir {
     let out = OutputDir::prepare(&dir.join("out"), None).unwrap();
     fs::set_permissions(dir.join("out"), fs::Permissions::from_mode(0o777)).unwrap();
     out
 }
 
-/// Between the making and the giving away of a pipe its name goes to a link.
+/// Between the creation of a pipe and the change of its owner, its name is exchanged for a link.
 #[test]
 fn a_link_in_a_pipes_place_is_not_followed() {
     if !is_root("a_link_in_a_pipes_place_is_not_followed") {
@@ -172,16 +172,16 @@ fn a_link_in_a_pipes_place_is_not_followed() {
     let unset = finish_other(made.as_fd(), &attributes, true);
     assert!(unset.is_empty(), "{unset:?}");
     prize.is_untouched();
-    // What was made got it all, whatever it is called now.
-    let found = fs::symlink_metadata(&aside).unwrap();
-    assert_eq!((found.uid(), found.mode() & 0o7777), (USER, 0o6777));
-    assert_eq!(found.mtime(), 1);
+    // The created file got all attributes, whatever its name is now.
+    let metadata = fs::symlink_metadata(&aside).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (USER, 0o6777));
+    assert_eq!(metadata.mtime(), 1);
     let mut value = [0; 16];
     let len = rustix::fs::lgetxattr(&aside, "trusted.of", &mut value).unwrap();
     assert_eq!(value[..len], *b"attacker");
 }
 
-/// A symbolic link that was salvaged gets its owner and times itself.
+/// A salvaged symbolic link gets its owner and times itself.
 #[test]
 fn attributes_of_a_link_are_its_own() {
     if !is_root("attributes_of_a_link_are_its_own") {
@@ -203,14 +203,14 @@ fn attributes_of_a_link_are_its_own() {
     let unset = finish_other(made.as_fd(), &attributes, true);
     assert!(unset.is_empty(), "{unset:?}");
     prize.is_untouched();
-    let found = fs::symlink_metadata(dir.path().join("out/link")).unwrap();
-    assert_eq!((found.uid(), found.mtime()), (USER, 1));
+    let metadata = fs::symlink_metadata(dir.path().join("out/link")).unwrap();
+    assert_eq!((metadata.uid(), metadata.mtime()), (USER, 1));
 }
 
-/// The same race run for real, in both gaps: whatever wins, only what was made is changed.
+/// The same race run for real, in both gaps: in any order, only the created file is changed.
 #[test]
-fn whoever_races_gets_nothing() {
-    if !is_root("whoever_races_gets_nothing") {
+fn a_race_changes_only_the_created_file() {
+    if !is_root("a_race_changes_only_the_created_file") {
         return;
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -1,4 +1,4 @@
-//! Everything that is audited leaves a record, whatever the log leaves out.
+//! Every audited action leaves a record, whatever the level of the log.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::real::{Place, command, run};
-use crate::{LIMIT, begin_anew, of_action, records};
+use crate::{LIMIT, clear_records, of_action, records};
 
 fn sh(place: &Place, script: &str) {
     run(command("sh", ["-ec", script]).current_dir(place.path(""))).silent();
@@ -18,15 +18,15 @@ fn quietly(place: &Place, words: &str) -> crate::real::Outcome {
     run(place.bilayer(words).env("BILAYER_LOG", "off"))
 }
 
-/// What is to be found: action, outcome, directory of the volume, mount point.
+/// An expected record: action, outcome, directory of the volume, mount point.
 type Wanted = (&'static str, &'static str, &'static str, &'static str);
 
-/// Does something, and fails unless it left these records, each with the id of a volume.
+/// Runs an action, and fails unless it left these records, each with the id of a volume.
 #[track_caller]
 fn leaves(place: &Place, wanted: &[Wanted], doing: impl FnOnce()) -> Vec<Value> {
-    begin_anew(place);
+    clear_records(place);
     doing();
-    let found = records(place);
+    let recorded = records(place);
     for (action, outcome, path, mount_point) in wanted {
         let as_path = |name: &str| match name {
             "" => Value::Null,
@@ -41,15 +41,16 @@ fn leaves(place: &Place, wanted: &[Wanted], doing: impl FnOnce()) -> Vec<Value> 
                 && record["uid"] == 0
                 && record["pid"].as_u64().is_some_and(|pid| pid > 1)
         };
-        let record = found.iter().find(is_it);
-        let record = record.unwrap_or_else(|| panic!("no {action} {outcome} {path}: {found:#?}"));
+        let record = recorded.iter().find(is_it);
+        let record =
+            record.unwrap_or_else(|| panic!("no {action} {outcome} {path}: {recorded:#?}"));
         assert_eq!(
             *outcome == "refused",
             record["reason"].is_string(),
             "{record}"
         );
     }
-    found
+    recorded
 }
 
 #[test]
@@ -66,7 +67,7 @@ fn volumes_and_their_keys() {
         place.dir(dir);
     }
     let create = "create vol --customer-key file:key.pem --passphrase-file";
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(quiet(&format!("{create} wrong")).code, 0);
     leaves(
         &place,
@@ -143,7 +144,7 @@ fn changes_of_identity() {
     });
 }
 
-/// Mounted, and by a command that opens the volume itself.
+/// Both with a mounted volume and with a command that opens the volume itself.
 #[test]
 fn snapshots_and_images() {
     let Some(place) = Place::new("audit-views", LIMIT) else {
@@ -199,12 +200,12 @@ fn snapshots_and_images() {
         sh(&place, "rm -r linked resealed imported stream");
     }
     sh(&place, "head -c 1000 /dev/zero > stream");
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(quietly(&place, "image import stream imported").code, 0);
     assert_eq!(of_action(&place, "import-image")[0]["outcome"], "refused");
 }
 
-/// Before anything of a volume is there.
+/// Before the volume exists.
 #[test]
 fn early_refusals() {
     let Some(place) = Place::new("audit-at-once", LIMIT) else {
@@ -221,15 +222,17 @@ fn early_refusals() {
         ("check --repair mnt", "repair", "vol"),
         ("mount vol other -o log_file=/dev/full", "mount", "vol"),
     ] {
-        begin_anew(&place);
+        clear_records(&place);
         assert_ne!(quietly(&place, words).code, 0, "{words}");
-        let found = of_action(&place, action);
-        assert_eq!(found.len(), 1, "{words}: {found:#?}");
-        assert_eq!(found[0]["outcome"], "refused", "{words}");
-        assert_eq!(found[0]["path"], place.path(path).to_str().unwrap());
-        assert!(found[0]["reason"].is_string(), "{words}");
+        let recorded = of_action(&place, action);
+        assert_eq!(recorded.len(), 1, "{words}: {recorded:#?}");
+        assert_eq!(recorded[0]["outcome"], "refused", "{words}");
+        assert_eq!(recorded[0]["path"], place.path(path).to_str().unwrap());
+        assert!(recorded[0]["reason"].is_string(), "{words}");
         if action == "deploy-image" {
-            assert!(found[0]["source_image"].is_string() && found[0]["source_volume"].is_string());
+            assert!(
+                recorded[0]["source_image"].is_string() && recorded[0]["source_volume"].is_string()
+            );
         }
     }
     mounted.unmount();
@@ -256,7 +259,7 @@ fn no_level_of_the_log_turns_it_off() {
         "audit=off",
         "bilayer::audit=off",
     ] {
-        begin_anew(&place);
+        clear_records(&place);
         run(place.bilayer(["create", "vol"]).env("BILAYER_LOG", level)).done();
         place.dir("mnt");
         run(place
@@ -273,7 +276,8 @@ fn no_level_of_the_log_turns_it_off() {
     }
 }
 
-/// Waiting for somebody who has the volume is no refusal, and many attempts are one.
+/// Waiting for a process that has the volume open is no refusal, and several attempts leave one
+/// record.
 #[test]
 fn a_volume_in_use_is_refused_once() {
     let Some(place) = Place::new("audit-in-use", LIMIT) else {
@@ -281,7 +285,7 @@ fn a_volume_in_use_is_refused_once() {
     };
     let mounted = place.fresh("", "");
     place.dir("mnt2");
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(place.run("mount vol mnt2").code, 0);
     let refused = of_action(&place, "open-volume");
     assert_eq!(refused.len(), 1, "{refused:#?}");
@@ -293,7 +297,7 @@ fn a_volume_in_use_is_refused_once() {
     mounted.unmount();
 }
 
-/// The same where the keys are unwrapped before it is known.
+/// The same if the keys are unwrapped before the volume turns out to be in use.
 #[test]
 fn a_volume_written_elsewhere_has_its_keys_unwrapped_once() {
     let Some(place) = Place::new("audit-elsewhere", LIMIT) else {
@@ -307,7 +311,7 @@ fn a_volume_written_elsewhere_has_its_keys_unwrapped_once() {
     let lock = locks.find(|path| path.extension().is_some_and(|it| it == "lock"));
     let held = fs::File::open(lock.unwrap()).unwrap();
     held.lock().unwrap();
-    begin_anew(&place);
+    clear_records(&place);
     assert_ne!(place.run("mount vol mnt").code, 0);
     let refused = of_action(&place, "open-volume");
     assert_eq!(refused.len(), 1, "{refused:#?}");

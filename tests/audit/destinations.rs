@@ -1,4 +1,4 @@
-//! Where records go: a file of nobody else's, that is rotated, shared by several daemons, or that
+//! Destinations of records: a private file that is rotated, that several daemons share, or that
 //! cannot be written.
 
 use std::fs;
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::namespace::Namespace;
 use crate::real::{BILAYER, Place, command, have, is_alive, is_mount_point, need, run, wait_until};
-use crate::{LIMIT, begin_anew, of_action, records, records_in};
+use crate::{LIMIT, clear_records, of_action, records, records_in};
 
 #[test]
 fn only_the_owner_may_read_the_file() {
@@ -24,7 +24,7 @@ fn only_the_owner_may_read_the_file() {
         .unwrap()
         .mode();
     assert_eq!(mode & 0o7777, 0o600);
-    // Another one, relative to where the command was called.
+    // Another file, relative to the working directory of the command.
     let before = records(&place).len();
     place.run("create vol2 --audit-log elsewhere").done();
     let mounted = place.mount("vol2", "mnt", "audit_log=elsewhere2");
@@ -73,7 +73,7 @@ fn links_and_files_of_others_are_not_written_to() {
     }
 }
 
-/// It does not stop what is done, is said once, and the records go on elsewhere.
+/// A failure does not stop the action, is reported once, and the records are written elsewhere.
 #[test]
 fn a_state_directory_that_cannot_be_written() {
     let Some(place) = Place::new("audit-unwritable", LIMIT) else {
@@ -102,7 +102,7 @@ fn a_state_directory_that_cannot_be_written() {
     let mounted = place.mount("vol", "mnt", "log_file=log");
     fs::create_dir(mounted.path(".snapshots/one")).unwrap();
     fs::create_dir(mounted.path(".snapshots/two")).unwrap();
-    // It is tried for every record, and goes on there when it can.
+    // Each record tries the file again, and is written there as soon as that works.
     fs::remove_dir(place.path("keystore/audit.log")).unwrap();
     fs::create_dir(mounted.path(".snapshots/three")).unwrap();
     mounted.unmount();
@@ -115,7 +115,7 @@ fn a_state_directory_that_cannot_be_written() {
     assert_eq!(of_action(&place, "create-snapshot").len(), 1);
 }
 
-/// Nothing is audited of a user who has none, and a mistyped path is no reason to say so.
+/// A user without a keystore has no audit file, and a mistyped path does not create one.
 #[test]
 fn no_platform_keystore_at_all() {
     let Some(place) = Place::new("audit-none", LIMIT) else {
@@ -134,7 +134,7 @@ fn no_platform_keystore_at_all() {
     assert!(!place.path("none").exists());
 }
 
-/// Commands under way die of a hangup.
+/// A hangup ends commands that are running.
 #[test]
 fn the_example_of_rotation_signals_daemons_alone() {
     let test = "audit-example";
@@ -153,7 +153,7 @@ fn the_example_of_rotation_signals_daemons_alone() {
     let example = text.split_once("postrotate\n").unwrap().1;
     let example = example.split_once("endscript").unwrap().0;
     assert!(!example.contains("pkill"), "{example}");
-    // Others may have mounts of theirs here: none is signalled by this test.
+    // Others may have mounts of their own here: this test signals none of them.
     let script = format!("set -e\nkill() {{ echo \"$@\"; }}\n{example}");
     let programs = Path::new(&BILAYER).parent().unwrap().display();
     let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
@@ -203,7 +203,7 @@ fn a_hangup_reopens_the_files() {
     assert!(log().contains("everything is on disk"));
 }
 
-/// They could be written through the mount alone, by the process that is to answer for it.
+/// The files could be written only through the mount, by the daemon that would have to serve it.
 #[test]
 fn files_that_the_mount_would_cover() {
     let Some(place) = Place::new("audit-covered", LIMIT) else {
@@ -216,14 +216,14 @@ fn files_that_the_mount_would_cover() {
         assert_eq!(outcome.code, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(option), "{}", outcome.stderr);
     }
-    // A link in there that leads elsewhere, where it is as long as nothing is mounted.
+    // A link in the mount point that leads elsewhere while nothing is mounted.
     symlink(place.path("keystore"), place.path("mnt/ks")).unwrap();
     let outcome = place.run("mount vol mnt --platform-keystore mnt/ks");
     assert_eq!(outcome.code, 1, "{}", outcome.stderr);
     assert!(!is_mount_point(&place.path("mnt")));
 }
 
-/// The path of the audit seems to lead elsewhere, and there the mount turns up as well.
+/// The path of the audit file seems to lead elsewhere, but the mount is made there as well.
 #[test]
 fn an_audit_file_in_the_mount_does_not_hang() {
     let test = "audit-inside";
@@ -257,7 +257,7 @@ fn an_audit_file_in_the_mount_does_not_hang() {
     assert_eq!(below.last().unwrap()["action"], "unmount");
 }
 
-/// A pipe that nobody reads, and a file in the mount itself, which would keep it in use.
+/// A pipe that nobody reads, and a file in the mount itself, which would keep it busy.
 #[test]
 fn a_hangup_keeps_the_log_if_the_new_file_is_unusable() {
     let Some(place) = Place::new("audit-reopen", LIMIT) else {
@@ -287,7 +287,7 @@ fn a_hangup_keeps_the_log_if_the_new_file_is_unusable() {
     );
 }
 
-/// The end of the terminal that it was started from.
+/// The terminal from which it was started is closed.
 #[test]
 fn nohup_outlives_a_terminal() {
     let test = "audit-nohup";
@@ -323,7 +323,7 @@ fn nohup_outlives_a_terminal() {
     }
 }
 
-/// The directory of the log leads into a filesystem that answers nobody.
+/// The directory of the log is on a filesystem that does not answer.
 #[test]
 fn a_log_that_cannot_be_opened_does_not_block_unmount() {
     let Some(place) = Place::new("audit-stuck", LIMIT) else {
@@ -356,7 +356,7 @@ fn two_daemons_share_a_file() {
         place.mount("one", "mnt1", ""),
         place.mount("two", "mnt2", ""),
     ];
-    begin_anew(&place);
+    clear_records(&place);
     thread::scope(|scope| {
         for mounted in &mounts {
             let dir = mounted.path(".snapshots");
@@ -369,10 +369,10 @@ fn two_daemons_share_a_file() {
             });
         }
     });
-    let found = of_action(&place, "create-snapshot");
+    let recorded = of_action(&place, "create-snapshot");
     for dir in ["mnt1", "mnt2"] {
         let dir = place.path(dir);
-        let of_mount = found
+        let of_mount = recorded
             .iter()
             .filter(|record| record["mount_point"] == dir.to_str().unwrap());
         assert_eq!(of_mount.count(), 40);

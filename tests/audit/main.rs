@@ -1,5 +1,5 @@
-//! The audit as whoever reads it meets it: which records there are, that all fields are in them,
-//! and where they go. Needs root and /dev/fuse; what cannot run says so.
+//! The audit as a reader sees it: which records there are, that they have all fields, and where
+//! they are written. Needs root and /dev/fuse; tests that cannot run say so.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod actions;
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use real::Place;
 
-/// Time for one test.
+/// Time limit of one test.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The fields of every record.
@@ -33,12 +33,12 @@ const FIELDS: [&str; 9] = [
     "version",
 ];
 
-/// The records of a file, each whole and with every field.
+/// The records of a file, each complete and with every field.
 #[track_caller]
 fn records_in(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
-    // Whoever takes a record that is being written for a torn one leaves an empty line.
+    // A reader that mistakes a record being written for a torn one leaves an empty line.
     let lines = text.lines().filter(|line| !line.is_empty());
     lines.map(parse).collect()
 }
@@ -56,13 +56,13 @@ fn parse(line: &str) -> Value {
     record
 }
 
-/// The records of a place, where nobody has asked for another file.
+/// The records of a place, unless another file was requested.
 #[track_caller]
 fn records(place: &Place) -> Vec<Value> {
     records_in(&place.path("keystore/audit.log"))
 }
 
-/// Those of one action.
+/// The records of one action.
 #[track_caller]
 fn of_action(place: &Place, action: &str) -> Vec<Value> {
     let mut records = records(place);
@@ -70,7 +70,7 @@ fn of_action(place: &Place, action: &str) -> Vec<Value> {
     records
 }
 
-/// Forgets what is there.
-fn begin_anew(place: &Place) {
+/// Removes all records.
+fn clear_records(place: &Place) {
     let _ = fs::remove_file(place.path("keystore/audit.log"));
 }

@@ -1,4 +1,4 @@
-//! Whoever asked is in the record, and not whoever did it.
+//! A record names the requester, not the process that performed the action.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -6,36 +6,32 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::real::{Mounted, Place, command, have, need, run};
-use crate::{LIMIT, begin_anew, of_action};
+use crate::real::{Mounted, Place, as_user, can_switch_users, command, have, need, run};
+use crate::{LIMIT, clear_records, of_action};
 
-/// Users who own nothing.
+/// Owner of the root directory, and a user who owns nothing.
 const OWNER: u32 = 65_534;
 const STRANGER: u32 = 1;
 
-/// Runs a command to its end; its process id.
+/// Runs a command to its end. Returns its process id.
 fn pid_of_run(command: &mut Command) -> u32 {
     let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     child.wait().unwrap();
     child.id()
 }
 
-/// `setpriv` becomes the command that it runs, in the mount: the way there is root's.
-fn as_user(mounted: &Mounted<'_>, user: u32, words: &[&str]) -> u32 {
-    let user = user.to_string();
-    let mut as_user = command(
-        "setpriv",
-        ["--reuid", &user, "--regid", &user, "--clear-groups"],
-    );
-    pid_of_run(as_user.args(words).current_dir(mounted.dir()))
+/// Runs a command as another user in the mount, which that user could not enter by its path.
+/// Returns the process id.
+fn run_as(mounted: &Mounted<'_>, user: u32, words: &[&str]) -> u32 {
+    pid_of_run(as_user(user).args(words).current_dir(mounted.dir()))
 }
 
 /// The only record of that action.
 #[track_caller]
 fn only(place: &Place, action: &str) -> Value {
-    let mut found = of_action(place, action);
-    assert_eq!(found.len(), 1, "{action}: {found:#?}");
-    found.remove(0)
+    let mut recorded = of_action(place, action);
+    assert_eq!(recorded.len(), 1, "{action}: {recorded:#?}");
+    recorded.remove(0)
 }
 
 #[track_caller]
@@ -53,11 +49,7 @@ fn an_ordinary_user_in_the_mount() {
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
-    if !need(
-        have("setpriv"),
-        test,
-        "setpriv is missing; install util-linux",
-    ) {
+    if !can_switch_users(test) {
         return;
     }
     let mounted = place.fresh("", "");
@@ -68,8 +60,8 @@ fn an_ordinary_user_in_the_mount() {
         ("delete-snapshot", &["rmdir", ".snapshots/y"]),
         ("create-image", &["mkdir", ".images/x"]),
     ] {
-        begin_anew(&place);
-        let pid = as_user(&mounted, OWNER, words);
+        clear_records(&place);
+        let pid = run_as(&mounted, OWNER, words);
         let record = only(&place, action);
         assert_eq!(record["outcome"], "done", "{record}");
         assert_eq!(record["mount_point"], mounted.dir().to_str().unwrap());
@@ -78,14 +70,14 @@ fn an_ordinary_user_in_the_mount() {
     mounted.unmount();
 }
 
-/// A thread asks, and its process is in the record.
+/// A thread sends the request, and the record names its process.
 #[test]
 fn a_thread_of_this_process() {
     let Some(place) = Place::new("audit-thread", LIMIT) else {
         return;
     };
     let mounted = place.fresh("", "");
-    begin_anew(&place);
+    clear_records(&place);
     let path = mounted.path(".snapshots/x");
     std::thread::spawn(|| fs::create_dir(path).unwrap())
         .join()
@@ -100,7 +92,7 @@ fn commands_that_a_daemon_serves() {
         return;
     };
     let mounted = place.fresh("", "");
-    begin_anew(&place);
+    clear_records(&place);
     let command = |words: &[&str]| pid_of_run(place.bilayer(words).stdout(Stdio::null()));
     let pid = command(&["snapshot", "create", "mnt", "x"]);
     asked(&only(&place, "create-snapshot"), 0, pid);
@@ -109,22 +101,23 @@ fn commands_that_a_daemon_serves() {
     let record = only(&place, "deploy-image");
     asked(&record, 0, pid);
     assert_eq!(record["path"], place.path("new").to_str().unwrap());
-    // What is done on the way is asked for by the same one, in a thread of its own.
+    // Actions that are part of the request have the same requester, although a thread of their own
+    // performs them.
     let wraps = of_action(&place, "wrap");
     assert!(!wraps.is_empty());
     wraps.iter().for_each(|wrap| asked(wrap, 0, pid));
-    begin_anew(&place);
+    clear_records(&place);
     let pid = command(&["unmount", "mnt"]);
     asked(&only(&place, "unmount"), 0, pid);
-    // The record of a mount names the command, and not the daemon that goes on.
-    begin_anew(&place);
+    // The record of a mount names the command, and not the daemon.
+    clear_records(&place);
     let pid = command(&["mount", "vol", "mnt"]);
     let record = only(&place, "mount");
     asked(&record, 0, pid);
     let mounted_again = place.mounted(mounted.dir());
     assert_ne!(record["pid"], mounted_again.pid);
-    // Who does not wait is known all the same.
-    begin_anew(&place);
+    // A requester that does not wait is recorded too.
+    clear_records(&place);
     let pid = command(&["unmount", "--lazy", "mnt"]);
     let is_recorded = || !of_action(&place, "unmount").is_empty();
     assert!(crate::real::wait_until(LIMIT, is_recorded));
@@ -134,8 +127,8 @@ fn commands_that_a_daemon_serves() {
     drop(mounted_again);
     command(&["mount", "vol", "mnt"]);
     let mounted_again = place.mounted(mounted.dir());
-    // umount(8) alone says nothing of itself.
-    begin_anew(&place);
+    // umount(8) itself does not announce its user.
+    clear_records(&place);
     run(command_of("umount", "-i").arg(mounted_again.dir())).silent();
     assert!(crate::real::wait_until(LIMIT, || !of_action(
         &place, "unmount"
@@ -153,7 +146,7 @@ fn command_of(program: &str, word: &str) -> Command {
 }
 
 #[test]
-fn sudo_says_who_called_it() {
+fn the_caller_of_sudo_is_recorded() {
     let Some(place) = Place::new("audit-sudo", LIMIT) else {
         return;
     };
@@ -175,21 +168,21 @@ fn the_shutdown_ioctl() {
         return;
     }
     let mounted = place.fresh("", "");
-    begin_anew(&place);
-    // It is another user from within: the interpreter may be out of that one's reach.
+    clear_records(&place);
+    // From inside it is another user: that one may not be able to run the interpreter.
     let program = "import fcntl, os, sys; root = os.open('.', 0); os.setuid(int(sys.argv[1])); \
                    fcntl.ioctl(root, 0x8004587d, bytes(4))";
     let shut_down = |user: u32| {
         let mut python = command("python3", ["-c", program, &user.to_string()]);
         pid_of_run(python.current_dir(mounted.dir()))
     };
-    let found = || of_action(&place, "shut-down");
+    let recorded = || of_action(&place, "shut-down");
     let pid = shut_down(STRANGER);
-    assert!(crate::real::wait_until(LIMIT, || found().len() == 1));
-    assert_eq!(found()[0]["outcome"], "refused");
-    asked(&found()[0], STRANGER, pid);
+    assert!(crate::real::wait_until(LIMIT, || recorded().len() == 1));
+    assert_eq!(recorded()[0]["outcome"], "refused");
+    asked(&recorded()[0], STRANGER, pid);
     let pid = shut_down(0);
-    assert!(crate::real::wait_until(LIMIT, || found().len() == 2));
-    assert_eq!(found()[1]["outcome"], "done");
-    asked(&found()[1], 0, pid);
+    assert!(crate::real::wait_until(LIMIT, || recorded().len() == 2));
+    assert_eq!(recorded()[1]["outcome"], "done");
+    asked(&recorded()[1], 0, pid);
 }

@@ -1,4 +1,4 @@
-//! The system's log, with a socket that goes and is made anew.
+//! The system's log, with a socket that is removed and created again.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -11,7 +11,7 @@ use crate::namespace::Namespace;
 use crate::real::{Place, command, is_alive, run, wait_until};
 use crate::{LIMIT, of_action};
 
-/// A directory for devices with what a daemon needs, and a log that leads out of it.
+/// A directory of devices with those that a daemon needs, and a log socket outside of it.
 const DEVICES: &str = "mkdir \"$0\"; mount -t tmpfs none \"$0\"; cd \"$0\"; \
                        for device in fuse null zero random urandom tty; do \
                        touch $device; mount --bind /dev/$device $device; done; \
@@ -20,7 +20,7 @@ const DEVICES: &str = "mkdir \"$0\"; mount -t tmpfs none \"$0\"; cd \"$0\"; \
 struct SystemLog(UnixDatagram);
 
 impl SystemLog {
-    /// Makes the socket anew.
+    /// Creates the socket again.
     fn start(path: &Path) -> Self {
         let _ = fs::remove_file(path);
         let socket = UnixDatagram::bind(path).unwrap();
@@ -30,7 +30,7 @@ impl SystemLog {
         Self(socket)
     }
 
-    /// Reads until a line has `text` in it; all lines.
+    /// Reads until a line contains `text`. Returns all lines.
     #[track_caller]
     fn read_until(&self, text: &str) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
@@ -63,7 +63,7 @@ fn a_recreated_socket_is_found_again() {
     let words = ["mount", "vol", "mnt", "-o", "audit_log=syslog"];
     run(&mut namespace.inside(&place.bilayer(words))).done();
     let lines = log.read_until("\"action\":\"mount\"");
-    // Facility `auth`, and whoever logs.
+    // Facility `auth`, and the program's name.
     assert!(
         lines.iter().all(|line| line.starts_with("<37>bilayer[")),
         "{lines:#?}"
@@ -90,11 +90,11 @@ fn a_recreated_socket_is_found_again() {
         lines[0].contains("did not take before this one: 2"),
         "{lines:#?}"
     );
-    // What it did not take is in the platform keystore's directory.
+    // Records that it did not accept are in the platform keystore's directory.
     let kept = of_action(&place, "create-snapshot");
     let names: Vec<_> = kept.iter().map(|record| record["name"].as_str()).collect();
     assert_eq!(names, [Some("three"), Some("four")]);
-    // The log itself has a connection of its own, which has missed as much.
+    // The log itself has a connection of its own, which has lost as many lines.
     let end = rustix::process::Pid::from_raw(pid).unwrap();
     kill_process(end, Signal::TERM).unwrap();
     let lines = log.read_until("everything is on disk");

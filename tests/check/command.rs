@@ -64,7 +64,7 @@ fn offline_and_mounted_whole_and_damaged() {
     assert!(json["pages"].as_u64().unwrap() > 1400);
     ends(place.run("check vol --repair"), 8, "unmount it first");
 
-    // Nobody reads what the page holds from a cache.
+    // So that no reader gets the page from a cache.
     flip(&largest(&place), 5 * 4096 + 99);
     let said = ends(place.run("check mnt"), 4, "[page-damaged]");
     assert!(
@@ -175,7 +175,7 @@ fn a_mount_that_is_written_to_has_no_findings() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// Damage to the copies of the metadata hides nothing else, and is reported.
+/// Damage to the checkpoints is reported, and hides no other damage.
 #[test]
 fn checkpoints_that_are_no_directory() {
     let Some(place) = Place::new("check-checkpoints", LIMIT) else {

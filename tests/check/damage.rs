@@ -1,4 +1,4 @@
-//! Wrong records: each is found, and repaired without losing anything if that is possible.
+//! Wrong records: each is reported, and repaired if nothing is lost by that.
 
 use bilayer::check::Kind;
 use bilayer::fs::snapshots::ViewKind;
@@ -45,18 +45,18 @@ fn name(meta: &Meta, parent: Ino, name: &str, entry: Option<DirentRecord>) {
     });
 }
 
-/// Found, repaired, and what was in the volume is in it.
+/// The damage is reported and repaired, and all contents of the volume are intact.
 #[track_caller]
 fn is_repaired(closed: &Closed, expected: &[Kind]) -> Mount {
-    let found = closed.check();
+    let report = closed.check();
     for kind in expected {
         assert!(
-            kinds(&found).contains(kind),
+            kinds(&report).contains(kind),
             "{kind:?}: {:#?}",
-            found.findings
+            report.findings
         );
     }
-    assert!(found.is_uncorrected() && !found.is_clean());
+    assert!(report.is_uncorrected() && !report.is_clean());
     let repaired = closed.repair();
     assert!(repaired.is_corrected(), "{:#?}", repaired.findings);
     assert!(!repaired.is_uncorrected(), "{:#?}", repaired.findings);
@@ -75,13 +75,13 @@ fn is_unharmed(mount: Mount) {
     mount.finish();
 }
 
-/// Found, and not touched by a repair.
+/// The damage is reported, and a repair leaves it.
 #[track_caller]
 fn stays(closed: &Closed, kind: Kind) {
     for report in [closed.check(), closed.repair(), closed.check()] {
-        let found = report.findings.iter().find(|finding| finding.kind == kind);
+        let finding = report.findings.iter().find(|finding| finding.kind == kind);
         assert!(
-            !found
+            !finding
                 .unwrap_or_else(|| panic!("{kind:?}: {report:#?}"))
                 .repaired
         );
@@ -90,7 +90,7 @@ fn stays(closed: &Closed, kind: Kind) {
 }
 
 #[test]
-fn counts_are_set_right() {
+fn wrong_counts_are_corrected() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "large").ino;
@@ -117,8 +117,8 @@ fn counts_are_set_right() {
         Kind::RecordBytes,
         Kind::InodeCount,
     ];
-    let found = closed.check();
-    let of_large = found.findings.iter().find(|f| f.kind == Kind::PageCount);
+    let report = closed.check();
+    let of_large = report.findings.iter().find(|f| f.kind == Kind::PageCount);
     assert_eq!(of_large.unwrap().paths, [b"/large".to_vec()]);
     is_unharmed(is_repaired(&closed, &expected));
 }
@@ -142,8 +142,8 @@ fn names_that_lead_nowhere_are_removed() {
         let dir = entry(meta, ROOT_INO, "dir");
         name(meta, ROOT_INO, "dir-again", Some(dir));
     });
-    let found = closed.check();
-    let ghost = found
+    let report = closed.check();
+    let ghost = report
         .findings
         .iter()
         .find(|f| f.kind == Kind::NameLeadsNowhere);
@@ -162,7 +162,7 @@ fn names_that_lead_nowhere_are_removed() {
 }
 
 #[test]
-fn what_has_lost_its_name_gets_one() {
+fn an_inode_without_a_name_gets_one() {
     let closed = Closed::new();
     let (mut file, mut dir) = (Ino(0), Ino(0));
     closed.tamper(|meta| {
@@ -184,7 +184,7 @@ fn what_has_lost_its_name_gets_one() {
 }
 
 #[test]
-fn contents_whose_inode_is_gone_get_another() {
+fn contents_without_an_inode_get_a_new_one() {
     let closed = Closed::new();
     let mut ino = Ino(0);
     closed.tamper(|meta| {
@@ -202,15 +202,15 @@ fn contents_whose_inode_is_gone_get_another() {
         Kind::InodeCount,
     ];
     let mount = is_repaired(&closed, &expected);
-    let found = mount.contents(mount.at(&format!("lost+found/#{}", ino.0)));
-    // Its length was in the inode: up to the end of its last page.
-    assert_eq!(found[..300_000], large()[..]);
-    assert!(found[300_000..].iter().all(|byte| *byte == 0));
+    let contents = mount.contents(mount.at(&format!("lost+found/#{}", ino.0)));
+    // The length was in the inode: the file ends at the end of its last page.
+    assert_eq!(contents[..300_000], large()[..]);
+    assert!(contents[300_000..].iter().all(|byte| *byte == 0));
     mount.finish();
 }
 
 #[test]
-fn a_cycle_of_directories_is_opened() {
+fn a_cycle_of_directories_is_broken() {
     let closed = Closed::new();
     let mut dir = Ino(0);
     closed.tamper(|meta| {
@@ -223,8 +223,8 @@ fn a_cycle_of_directories_is_opened() {
         inode(meta, below, |record| record.nlink += 1);
         inode(meta, ROOT_INO, |record| record.nlink -= 1);
     });
-    let found = closed.check();
-    assert_eq!(kinds(&found), [Kind::Detached], "{:#?}", found.findings);
+    let report = closed.check();
+    assert_eq!(kinds(&report), [Kind::Detached], "{:#?}", report.findings);
     let mount = is_repaired(&closed, &[Kind::Detached]);
     let deep = format!("lost+found/#{}/below/deep", dir.0);
     assert_eq!(mount.contents(mount.at(&deep)), pattern(2, 0, 20_000));
@@ -244,7 +244,7 @@ fn a_size_that_hides_contents_grows() {
 }
 
 #[test]
-fn lists_of_what_is_to_go_name_nothing_that_is_used() {
+fn lists_of_removals_name_nothing_in_use() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "large").ino;
@@ -300,11 +300,11 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
 }
 
 #[test]
-fn two_names_in_one_place_are_told_apart() {
+fn two_names_at_one_position_are_distinguished() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file");
-        // Two names of which the first may lie where the second does.
+        // Two names, of which the first may have the position of the second.
         let mut names = std::collections::BTreeMap::new();
         let twins = (0..).find_map(|number| {
             let name = format!("twin {number}");
@@ -342,7 +342,7 @@ fn two_names_in_one_place_are_told_apart() {
 }
 
 #[test]
-fn what_waits_for_a_number_to_come_is_named_and_not_met() {
+fn records_of_future_numbers_are_reported_and_never_used() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let next = meta.counters().next_ino;
@@ -357,7 +357,7 @@ fn what_waits_for_a_number_to_come_is_named_and_not_met() {
                 .unwrap();
         });
     });
-    // Without being repaired it is not used: the next file would get the attribute.
+    // Without a repair it cannot be used: the next file would get the attribute.
     let (store, keystore) = (closed.store.clone(), closed.keystore.clone());
     assert!(Mount::open(store, keystore, quiet()).is_err());
     let expected = [
@@ -424,7 +424,7 @@ fn histories_are_complete_and_no_longer_than_needed() {
     is_unharmed(mount);
 }
 
-/// A view that is of the live generation would change with it.
+/// A view that has the live generation would change with it.
 #[test]
 fn a_view_and_the_live_one_are_not_of_one_generation() {
     let closed = Closed::new();
@@ -457,7 +457,7 @@ fn a_view_and_the_live_one_are_not_of_one_generation() {
 }
 
 #[test]
-fn what_cannot_be_read_is_reported_and_left() {
+fn unreadable_records_are_reported_and_left() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file").ino;

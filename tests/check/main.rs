@@ -1,5 +1,5 @@
-//! `bilayer check`: an intact volume has no findings, in whatever state and use; and each kind of
-//! damage is found, reported, and repaired if that is possible.
+//! `bilayer check`: an intact volume has no findings, in any state and use. Each kind of damage is
+//! reported, and repaired if possible.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod command;
@@ -63,7 +63,7 @@ impl Closed {
         check::repair(&volume, &OPTIONS, &NoProgress).unwrap()
     }
 
-    /// Changes the metadata behind everybody's back.
+    /// Changes the metadata directly, without the filesystem.
     fn tamper(&self, change: impl FnOnce(&Meta)) {
         let meta = audit::open_meta(&self.store, self.path());
         change(&meta);
@@ -113,7 +113,7 @@ impl CheckProgress for Impatient {
 }
 
 #[test]
-fn it_ends_when_it_is_cancelled() {
+fn a_check_ends_when_it_is_cancelled() {
     let closed = Closed::new();
     let volume = open_volume(&closed.store, closed.path(), true);
     let ended = check::check(&volume, &OPTIONS, &Impatient);

@@ -10,20 +10,20 @@ use crate::{Closed, kinds, large};
 
 const PAGE: u64 = 4096;
 
-/// The one finding of that kind, which a repair leaves as it is.
+/// The only finding of that kind, which a repair leaves.
 #[track_caller]
-fn found(closed: &Closed, kind: Kind) -> bilayer::check::Finding {
+fn only_finding(closed: &Closed, kind: Kind) -> bilayer::check::Finding {
     let report = closed.repair();
     assert!(report.is_uncorrected() && !report.is_corrected());
     assert_eq!(kinds(&report), [kind], "{:#?}", report.findings);
     let report = closed.check();
-    let mut found = report.findings;
-    assert_eq!(found.len(), 1, "{found:#?}");
-    let found = found.remove(0);
-    assert_eq!((found.kind, found.severity), (kind, Severity::Error));
-    assert_eq!(found.paths, [b"/large".to_vec()]);
-    assert!(found.file().unwrap().starts_with("objects/"));
-    found
+    let mut findings = report.findings;
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    let finding = findings.remove(0);
+    assert_eq!((finding.kind, finding.severity), (kind, Severity::Error));
+    assert_eq!(finding.paths, [b"/large".to_vec()]);
+    assert!(finding.file().unwrap().starts_with("objects/"));
+    finding
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn damaged_pages_are_named() {
     }
     file.write_at(&[0; 4096], 20 * PAGE).unwrap();
     assert_eq!(
-        found(&closed, Kind::PageDamaged).pages,
+        only_finding(&closed, Kind::PageDamaged).pages,
         [3..5, 9..10, 20..21]
     );
 }
@@ -49,11 +49,11 @@ fn short_and_missing_objects_are_named() {
     let file = closed.open(&path);
     let pages = file.len().unwrap() / PAGE;
     file.set_len(7 * PAGE + 1).unwrap();
-    let short = found(&closed, Kind::ObjectShort);
+    let short = only_finding(&closed, Kind::ObjectShort);
     assert_eq!(short.pages, std::slice::from_ref(&(7..pages)));
     assert_eq!(short.file().as_deref(), Some(path.as_str()));
     closed.store.unlink(&StorePath::new(&path)).unwrap();
-    found(&closed, Kind::ObjectMissing);
+    only_finding(&closed, Kind::ObjectMissing);
 }
 
 #[test]
@@ -78,11 +78,11 @@ fn a_missing_key_set_is_reported() {
             .unwrap();
         meta.apply(batch).unwrap();
     });
-    found(&closed, Kind::KeySetMissing);
+    only_finding(&closed, Kind::KeySetMissing);
 }
 
 #[test]
-fn objects_that_nobody_names_are_removed() {
+fn unnamed_objects_are_removed() {
     let closed = Closed::new();
     let largest = closed.largest();
     let folder = largest.rsplit_once('/').unwrap().0;
@@ -100,15 +100,15 @@ fn objects_that_nobody_names_are_removed() {
     mount.finish();
 }
 
-/// Every page of the metadata that is in use is told when it is damaged; nothing is repaired then,
-/// and nothing else said that would follow from what is missing.
+/// The check reports every damaged page of the metadata that is in use. It repairs nothing then,
+/// and does not report what merely follows from the missing rows.
 #[test]
 fn damaged_pages_of_the_metadata_are_named() {
     const STRIDE: u64 = 4608;
     let closed = Closed::new();
     let file = closed.open("meta");
     let pages = file.len().unwrap() / STRIDE;
-    let mut told = 0;
+    let mut reported = 0;
     for page in 2..pages {
         let mut page_bytes = vec![0; STRIDE as usize];
         file.read_at(&mut page_bytes, page * STRIDE).unwrap();
@@ -119,7 +119,7 @@ fn damaged_pages_of_the_metadata_are_named() {
             .unwrap();
         let report = closed.check();
         if !report.is_clean() {
-            told += 1;
+            reported += 1;
             let named = report.findings.iter().flat_map(|f| f.pages.clone());
             let named: Vec<_> = named.collect();
             let kinds = kinds(&report);
@@ -138,7 +138,7 @@ fn damaged_pages_of_the_metadata_are_named() {
         }
         file.write_at(&page_bytes, page * STRIDE).unwrap();
     }
-    assert!(told > 3, "{told} of {pages}");
+    assert!(reported > 3, "{reported} of {pages}");
     assert_eq!(closed.check().findings, []);
     for slot in 0..2 {
         let mut bytes = vec![0; STRIDE as usize];
@@ -151,8 +151,8 @@ fn damaged_pages_of_the_metadata_are_named() {
     assert_eq!(closed.check().findings, []);
 }
 
-/// A page of the metadata that was put back to what it was earlier opens, and has another checksum
-/// than the page that names it says.
+/// An older version of a page of the metadata opens, and does not have the checksum that its parent
+/// states.
 #[test]
 fn older_pages_of_the_metadata_are_named() {
     const STRIDE: u64 = 4608;
@@ -180,10 +180,10 @@ fn older_pages_of_the_metadata_are_named() {
         if old == new || old.iter().all(|byte| *byte == 0) {
             continue;
         }
-        for (bytes, found) in [(&[0; 4608][..], &mut zeroed), (old, &mut put_back)] {
+        for (bytes, reported) in [(&[0; 4608][..], &mut zeroed), (old, &mut put_back)] {
             file.write_at(bytes, page * STRIDE).unwrap();
             if !closed.check().is_clean() {
-                found.push(page);
+                reported.push(page);
             }
         }
         file.write_at(new, page * STRIDE).unwrap();

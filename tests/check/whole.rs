@@ -1,4 +1,4 @@
-//! Intact volumes: nothing is found, nothing is written.
+//! Intact volumes: no findings, and nothing is written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::{Closed, OPTIONS};
 #[test]
 fn a_fresh_volume_and_one_in_use_have_no_findings() {
     let mount = Mount::new();
-    let found = mount.fs.check(&OPTIONS, &NoProgress).unwrap();
-    assert_eq!(found.findings, []);
-    assert_eq!(found.inodes, 1);
+    let report = mount.fs.check(&OPTIONS, &NoProgress).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.inodes, 1);
     let closed = Closed::of(mount);
     assert_eq!(closed.check().findings, []);
 }
@@ -56,7 +56,7 @@ fn snapshots_images_and_everything_between_have_no_findings() {
 }
 
 #[test]
-fn after_a_kill_there_are_notes_alone_and_checking_writes_nothing() {
+fn after_a_kill_there_are_only_notes_and_checking_writes_nothing() {
     let mount = Mount::new();
     let (kept, handle) = mount.create(ROOT, "kept");
     mount.put(kept, handle, 0, &crate::large());
@@ -86,8 +86,8 @@ fn after_a_kill_there_are_notes_alone_and_checking_writes_nothing() {
     mount.finish();
 }
 
-/// What is read changes all the time: overwritten in place, cut, punched, unlinked, taken and
-/// dropped with snapshots, copied by hard links, merged.
+/// The contents change all the time: they are overwritten in place, truncated, punched, unlinked,
+/// shared with snapshots and released, copied by hard links, merged.
 #[test]
 fn nothing_is_found_in_a_volume_that_is_written_to() {
     let options = FilesystemOptions {
@@ -164,7 +164,7 @@ fn nothing_is_found_in_a_volume_that_is_written_to() {
 }
 
 #[test]
-fn how_much_memory_there_is_makes_no_difference() {
+fn the_memory_limit_does_not_change_the_findings() {
     let mount = Mount::new();
     for number in 0..400 {
         let dir = mount.mkdir(ROOT, &format!("d{number}"));

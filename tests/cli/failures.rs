@@ -1,4 +1,4 @@
-//! Failures of the commands, each with its line and its code.
+//! Failures of the commands, each with its message and exit code.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -31,7 +31,7 @@ fn keys_that_are_missing_or_wrong() {
     ] {
         let mount = format!("mount vol mnt -o customer_key={words}");
         victim.refuses(&mount, code, says);
-        // Making a volume fails before anything is made.
+        // Making a volume fails before anything is created.
         if !words.contains("other") {
             let create = place.run(&format!("create new --customer-key {words}"));
             assert!([1, 4].contains(&create.code), "{}", create.stderr);
@@ -39,7 +39,7 @@ fn keys_that_are_missing_or_wrong() {
             assert!(!place.path("new").exists(), "{words}");
         }
     }
-    // A directory that was there is left as it was, its mode too.
+    // A directory that existed before is left as it was, its mode too.
     let there = place.dir("there");
     fs::set_permissions(&there, PermissionsExt::from_mode(0o755)).unwrap();
     fails(
@@ -77,7 +77,8 @@ fn keys_that_are_missing_or_wrong() {
         fails(&refused, refused.code, "1024");
         assert!(!place.path("new").exists());
     }
-    // The key that the keystore remembers is gone: said by its name, and back when it is back.
+    // The key that the keystore remembers is missing: the error names it, and it works again when
+    // it is back.
     fs::rename(place.path("key.pem"), place.path("elsewhere.pem")).unwrap();
     victim.refuses("mount vol mnt", 32, "key.pem");
     victim.refuses("mount vol mnt -o customer_key=file:key.pem", 32, "key.pem");
@@ -189,13 +190,13 @@ fn keystores_that_are_missing_or_foreign() {
     place.dir("empty");
     place.run("create other --platform-keystore foreign").done();
     for (keystore, says) in [("gone", "gone"), ("empty", "empty"), ("foreign", "key")] {
-        // Where there is no keystore the audit has to go elsewhere, or says so.
+        // Without a keystore the audit must be written elsewhere, or report that it is not.
         let words = format!("mount vol mnt --platform-keystore {keystore} --audit-log audit");
         victim.refuses(&words, 32, says);
         assert!(keystore == "foreign" || !place.path(keystore).join("keys").exists());
         let option = format!("mount vol mnt -o platform_keystore={keystore},audit_log=audit");
         victim.refuses(&option, 32, says);
-        // `status` tells why it knows no more.
+        // `status` says why it does not know more.
         let status = place.run(&format!("status vol --json --platform-keystore {keystore}"));
         let status: serde_json::Value = serde_json::from_str(&status.done().stdout).unwrap();
         assert_eq!(status["verified"], false);
@@ -233,7 +234,7 @@ fn a_volume_is_mounted_once() {
     run(command("cp", ["-al", "vol", "twin"]).current_dir(place.path(""))).silent();
     run(command("cp", ["-a", "keystore", "elsewhere"]).current_dir(place.path(""))).silent();
     fails(&place.run("mount twin second"), 32, "in use");
-    // The lock's file can be taken away, the lock cannot.
+    // The lock file can be removed, the lock cannot.
     fs::remove_file(place.path("vol/lock")).unwrap();
     fails(&place.run("mount vol second"), 32, "in use");
     let held = fs::File::open(mounted.path("file")).unwrap();
@@ -242,7 +243,7 @@ fn a_volume_is_mounted_once() {
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
     mounted.unmount();
     fails(&place.run("unmount mnt"), 2, "nothing of bilayer");
-    // Another machine with the keystore's records knows which of the two is the volume.
+    // Another machine with the keystore's records can distinguish the copy from the volume.
     fails(
         &place.run("mount twin second -o platform_keystore=elsewhere"),
         32,

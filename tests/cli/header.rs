@@ -1,4 +1,4 @@
-//! Superblocks that somebody has changed: refused, whatever they say, and obeyed in nothing.
+//! Modified superblocks: refused, and no claim in them has any effect.
 
 use std::fs;
 
@@ -21,8 +21,8 @@ fn one_changed_bit_is_noticed() {
     };
     let header = victim.path("vol/volume.json");
     let original = fs::read(&header).unwrap();
-    // Everywhere: names, ids, ciphertexts, the newline, the MAC. A step that is no divisor of
-    // anything, and each time another bit.
+    // Bits everywhere: names, ids, ciphertexts, the newline, the MAC. The step divides no length,
+    // and each time another bit is flipped.
     let positions = (0..original.len()).step_by(original.len() / 40);
     for (number, position) in positions.chain([original.len() - 1]).enumerate() {
         let mut changed = original.clone();
@@ -31,7 +31,7 @@ fn one_changed_bit_is_noticed() {
         let words = "mount vol mnt -o customer_key=file:key.pem";
         let outcome = victim.place.run(words);
         fails(&outcome, 32, "");
-        // Nothing that is no text reaches the terminal.
+        // Nothing that is not text reaches the terminal.
         assert!(
             !outcome.stderr.chars().any(|c| c.is_control() && c != '\n'),
             "{outcome:?}"
@@ -112,8 +112,8 @@ fn an_unparsable_header_is_refused_with_its_cause() {
     victim.is_unharmed();
 }
 
-/// What is unverified names nothing that is run, opened or asked: a program, a file (a fifo, on
-/// which who opens it waits for ever), another machine.
+/// An unverified superblock cannot name anything that is run, opened or contacted: a program, a
+/// file (or a fifo, whose open would block for ever), another machine.
 #[test]
 fn an_unverified_header_decides_nothing() {
     let Some(victim) = Victim::new("cli-obey", true) else {
@@ -144,7 +144,7 @@ fn an_unverified_header_decides_nothing() {
         ] {
             fails(&place.run(words), 32, "volume.json");
         }
-        // Nor where the keystore remembers nothing of the volume.
+        // Nor if the keystore remembers nothing of the volume.
         let copy = "mount vol mnt --platform-keystore forgetful";
         run_with_forgetful_keystore(&victim);
         fails(&place.run(copy), 32, "needs its customer key");

@@ -1,4 +1,4 @@
-//! What the line behind `hint:` advises can be done there, and helps.
+//! The advice in every `hint:` line can be followed, and helps.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn hint_of(outcome: &Outcome) -> &str {
     hint.unwrap_or_else(|| panic!("no hint: {}\n{}", outcome.what, outcome.stderr))
 }
 
-/// A failed command, its code, what its hint says and does not say.
+/// A failed command, its code, and what its hint contains and does not contain.
 type Case = (
     &'static str,
     i32,
@@ -35,7 +35,7 @@ fn judge(place: &Place, cases: &[Case]) {
         for said in *says_not {
             assert!(!hint.contains(said), "{words}: {said:?} is said: {hint}");
         }
-        // An option of mounting stands behind its command, but in an answer to that.
+        // An option of mounting must name its command, unless it answers a mount.
         let rest = hint
             .replace("bilayer mount -o ", "")
             .replace("mount -o ", "");
@@ -138,8 +138,8 @@ fn a_read_only_medium_can_be_mounted() {
     victim.is_unharmed();
 }
 
-/// A copy of hard links shares the lock. Read on a medium that cannot be written to it keeps it,
-/// and the original out; the one that has it is found as the hint says.
+/// A hard-linked copy shares the lock. A reader of it on a read-only medium keeps the lock, and
+/// excludes the original; the hint helps to find that reader.
 #[test]
 fn the_holder_of_a_shared_lock_is_found() {
     let Some(victim) = Victim::new("cli-hints-linked", false) else {
@@ -160,13 +160,13 @@ fn the_holder_of_a_shared_lock_is_found() {
             ("salvage vol out", 3, find, &[]),
         ],
     );
-    let found = run(command("fuser", ["vol/lock"]).current_dir(place.path("")));
-    let found = format!("{} {}", found.stdout, found.stderr);
-    assert!(found.contains(&seen.pid.to_string()), "{found}");
+    let output = run(command("fuser", ["vol/lock"]).current_dir(place.path("")));
+    let output = format!("{} {}", output.stdout, output.stderr);
+    assert!(output.contains(&seen.pid.to_string()), "{output}");
     seen.unmount();
     sh(place, "umount bound");
     victim.is_unharmed();
-    // Nothing shares it any more: whoever else has it is found too.
+    // The lock is not shared any more: other holders are found too.
     let held = fs::File::open(place.path("vol/objects")).unwrap();
     held.lock().unwrap();
     judge(place, &[("mount vol mnt", 32, &["VOLUME/objects"], &[])]);
@@ -220,7 +220,7 @@ fn the_hint_repairs_a_key_that_was_moved_or_is_open_to_others() {
     let mounted = place.mount("vol", "mnt", "customer_key=file:elsewhere.pem");
     place.run("snapshot list mnt").done();
     mounted.unmount();
-    // It counted for that mount alone.
+    // It was valid for that mount alone.
     judge(place, gone);
     sh(place, "chmod 644 elsewhere.pem");
     judge(

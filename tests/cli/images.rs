@@ -1,5 +1,4 @@
-//! `bilayer image` on volumes that are not mounted: what it says, what is there afterwards, and how
-//! it fails.
+//! `bilayer image` on volumes that are not mounted: its output, its results, and its failures.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +14,7 @@ fn json(place: &Place, words: &str) -> Value {
     serde_json::from_str(&outcome.stdout).unwrap()
 }
 
-/// The volume has the file of its source, and says where it comes from.
+/// The volume has the file of its source, and its status names the source.
 #[track_caller]
 fn provenance(place: &Place, volume: &str, source: &str) {
     let mounted = place.mount(volume, "mnt", "");
@@ -69,8 +68,8 @@ fn images_are_made_deployed_exported_and_imported() {
 
         write_synced(&place.path("pass"), b"between us\n").unwrap();
         let words = "image export vol base out --transport-passphrase-file pass";
-        let told = place.run(words).done().stdout;
-        assert!(told.starts_with("image base exported: "), "{told}");
+        let stdout = place.run(words).done().stdout;
+        assert!(stdout.starts_with("image base exported: "), "{stdout}");
         let mode = fs::metadata(place.path("out"))
             .unwrap()
             .permissions()
@@ -82,10 +81,10 @@ fn images_are_made_deployed_exported_and_imported() {
             ""
         };
         let import = format!("image import out import --transport-passphrase-file pass {key}");
-        let told = place.run(&import).done().stdout;
+        let stdout = place.run(&import).done().stdout;
         assert!(
-            told.starts_with("volume ") && told.contains(" made in "),
-            "{told}"
+            stdout.starts_with("volume ") && stdout.contains(" made in "),
+            "{stdout}"
         );
         provenance(place, "import", &source);
 
@@ -96,7 +95,7 @@ fn images_are_made_deployed_exported_and_imported() {
     }
 }
 
-/// Figures of how much, how long and how fast.
+/// Figures: amounts, durations and rates.
 #[track_caller]
 fn assert_rate(report: &Value, bytes: u64) {
     assert_eq!(report["bytes"], bytes, "{report}");
@@ -107,7 +106,8 @@ fn assert_rate(report: &Value, bytes: u64) {
     assert!(milliseconds == 0 || rate <= bytes * 1000 / milliseconds);
 }
 
-/// To another key or keystore everything is sealed anew, and said so; with how much and how fast.
+/// For another key or keystore everything is re-sealed, and the command says so, with amounts and
+/// rates.
 #[test]
 fn images_for_another_holder() {
     for mounted in [false, true] {
@@ -212,7 +212,7 @@ fn a_stream_passes_through_a_pipe() {
 }
 
 #[test]
-fn failures() {
+fn failures_are_explained() {
     let Some(victim) = Victim::new("cli-image-failures", true) else {
         return;
     };
@@ -265,7 +265,7 @@ fn failures() {
     assert!([4, 5].contains(&noise.code), "{}", noise.stderr);
     fails(&noise, noise.code, "noise");
     assert!(!place.path("new").exists());
-    // What a failed export would have replaced is there, and nothing else.
+    // The file that a failed export would have replaced is intact, and nothing else was created.
     assert_eq!(fs::read(place.path("kept")).unwrap(), b"kept");
     let left = fs::read_dir(place.path("")).unwrap();
     let left = left.filter(|entry| {

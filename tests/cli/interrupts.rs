@@ -1,4 +1,4 @@
-//! What a command leaves that is ended before it is done: nothing, and it ends by the very signal.
+//! A command that is interrupted leaves nothing behind, and ends by the very signal.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 use crate::Victim;
 use crate::real::{BILAYER, Place, command, pid_of, wait_until};
 
-/// Long enough to be ended in the middle of whatever is done with it.
+/// Large enough to be interrupted in the middle of every command.
 const FILE_BYTES: usize = 96 << 20;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -20,7 +20,7 @@ fn start(place: &Place, words: &str) -> Child {
     command.stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Sends the signal once `begun`, and waits for the end by it.
+/// Sends the signal once `begun` returns true, and waits for the end by it.
 #[track_caller]
 fn end(mut child: Child, signal: Signal, mut begun: impl FnMut() -> bool) {
     let begun = wait_until(LIMIT, || begun() || child.try_wait().unwrap().is_some());
@@ -98,14 +98,14 @@ fn a_new_volume_is_complete_or_absent() {
     ] {
         for signal in [Signal::INT, Signal::TERM] {
             end(start(place, words), signal, begun);
-            // It may have been done before it looked.
+            // The command may have finished before the signal arrived.
             if place.path("new/volume.json").exists() {
                 fs::remove_dir_all(place.path("new")).unwrap();
             }
             assert_eq!(names(place), before, "{words}");
         }
     }
-    // By the daemon, which has to notice, and may be done by then.
+    // The daemon has to notice, and may have finished by then.
     let mounted = place.mount("vol", "mnt", "");
     let words = "image deploy mnt base new --customer-key file:key.pem";
     end(start(place, words), Signal::INT, begun);
@@ -116,7 +116,7 @@ fn a_new_volume_is_complete_or_absent() {
     if whole() {
         fs::remove_dir_all(place.path("new")).unwrap();
     }
-    // What is to be read does not come.
+    // The input does not arrive.
     let script = format!("{{ head -c 2000000 out; sleep 100; }} | {BILAYER} image import - new");
     let mut shell = command("setsid", ["sh", "-c", &script]);
     place.environment(&mut shell);
@@ -136,7 +136,7 @@ fn a_new_volume_is_complete_or_absent() {
     victim.is_unharmed();
 }
 
-/// The one child of a shell that is this program.
+/// The only child of a shell that is this program.
 fn child_of(shell: u32) -> rustix::process::Pid {
     let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
     let ours = children.split_whitespace().find(|pid| {
@@ -153,7 +153,7 @@ fn an_interrupted_keygen_leaves_no_key() {
         return;
     };
     let before = names(&place);
-    // The larger it is the longer it takes, by chance: it may have been made.
+    // A larger key takes longer, by chance: it may have been made.
     let mut child = start(&place, "keygen key.pem --bits 4096");
     std::thread::sleep(Duration::from_millis(150));
     let _ = kill_process(pid_of(&child), Signal::INT);

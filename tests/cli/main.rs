@@ -1,7 +1,7 @@
-//! What commands on snapshots and images say and do without a mount. And how commands fail: one
-//! line that says what, with what and why; perhaps one that says what to do; the documented exit
-//! code; and a volume that is as it was. And what must never be seen: secrets on command lines, in
-//! environments, in JSON, in core dumps.
+//! Commands on snapshots and images, without a mount: their output and effects. How commands fail:
+//! one line that says what failed, with what and why; perhaps one that says what to do; the
+//! documented exit code; and an unchanged volume. And what must never be visible: secrets on
+//! command lines, in environments, in JSON, in core dumps.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod failures;
@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use real::{Outcome, Place};
 
-/// Fails unless the command failed as commands should: that code, nothing on standard output, one
-/// line `bilayer: …` that contains `says`, and at most one line `hint: …`.
+/// Fails unless the command failed as commands should: with that code, nothing on standard output,
+/// one line `bilayer: …` that contains `says`, and at most one line `hint: …`.
 #[track_caller]
 fn fails(outcome: &Outcome, code: i32, says: &str) {
     let what = format!("{}\n{}", outcome.what, outcome.stderr);
@@ -64,14 +64,14 @@ impl Victim {
         self.place.path(name)
     }
 
-    /// The command fails like that, and the volume mounts and reads back afterwards.
+    /// The command fails in that way, and the volume mounts and reads back afterwards.
     #[track_caller]
     fn refuses(&self, words: &str, code: i32, says: &str) {
         fails(&self.place.run(words), code, says);
         assert!(!real::is_mount_point(&self.path("mnt")), "{words}");
     }
 
-    /// The volume is as it was.
+    /// The volume is unchanged.
     #[track_caller]
     fn is_unharmed(&self) {
         let mounted = self.place.mount("vol", "mnt", "");

@@ -1,4 +1,4 @@
-//! What is asked for on a terminal: by a program that types, on a terminal of its own.
+//! Questions on a terminal: a program types the answers on a terminal of its own.
 
 use crate::Victim;
 use crate::real::{BILAYER, Outcome, Place, command, have, need, run, wait_until};
@@ -8,8 +8,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-/// Types each answer when its question has come. A shell runs the command, and says afterwards how
-/// it ended and what the terminal is like then.
+/// Types each answer when its question appears. A shell runs the command, and afterwards prints its
+/// exit code and the state of the terminal.
 const TYPIST: &str = r"
 import os, pty, sys
 pid, terminal = pty.fork()
@@ -54,7 +54,7 @@ fn run_in_shell_typing(place: &Place, script: &str, steps: &[(&str, &str)]) -> O
     run(&mut typist).done()
 }
 
-/// The terminal shows what is typed, and makes signals of keys, as it did before.
+/// The terminal echoes input, and keys send signals, as before.
 #[track_caller]
 fn terminal_is_restored(outcome: &Outcome, ended: i32) {
     let text = &outcome.stdout;
@@ -105,11 +105,11 @@ fn a_signal_at_the_prompt_leaves_the_terminal_unchanged() {
         assert!(!crate::real::is_mount_point(&place.path("mnt")), "{words}");
     }
     assert!(!place.path("new").exists());
-    // Not by a key, and only to the one who waits for the daemon.
+    // Not sent by a key, and only to the process that waits for the daemon.
     let words = format!("timeout --foreground 1 {BILAYER} mount vol mnt");
     let outcome = run_in_shell_typing(place, &words, &[]);
     terminal_is_restored(&outcome, 124);
-    // Suspended it would leave the terminal to others without echo.
+    // A suspended command would leave the terminal without echo.
     let outcome = run_typing(place, "snapshot list vol", &[(asked, "\x1a\x03")]);
     terminal_is_restored(&outcome, 130);
 }
@@ -138,7 +138,7 @@ fn a_wrong_passphrase_is_asked_for_again() {
     let said = "the passphrase does not open the key";
     assert!(outcome.stdout.contains(said), "{}", outcome.stdout);
     assert_eq!(outcome.stdout.matches(asked).count(), 3);
-    // A file says the same every time.
+    // A file has the same contents each time.
     write_secret(place, "wrong", "wrong");
     let refused = place.run("mount vol mnt -o passphrase_file=wrong");
     crate::fails(&refused, 32, said);

@@ -1,4 +1,4 @@
-//! A restored backup, as whoever restored it meets it.
+//! A restored backup, as the user who restored it sees it.
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +12,8 @@ fn an_older_copy_is_refused_until_it_is_accepted() {
         return;
     };
     place.run("create vol").done();
-    // Into the same directory: that another one is there now would be said in a line of its own.
+    // Restored into the same directory, so that no additional line says that the directory is
+    // another one.
     let copy = |from: &str, to: &str| {
         let script = "mkdir -p $1; find $1 -mindepth 1 -delete; cp -a $0/. $1";
         let mut shell = command("sh", ["-ec", script, from, to]);
@@ -34,13 +35,13 @@ fn an_older_copy_is_refused_until_it_is_accepted() {
         assert!(refused.stderr.contains("--accept-restored"));
     }
     fails(&place.run("snapshot list vol"), 5, "older copy");
-    // Not a word that fstab could have.
+    // Not an option that fstab could have.
     fails(
         &place.run("mount vol mnt -o accept_restored"),
         1,
         "accept_restored",
     );
-    // To look only, which changes nothing.
+    // Read-only, which changes nothing.
     let header = fs::read(place.path("vol/volume.json")).unwrap();
     place.run("mount vol mnt --accept-restored -o ro").done();
     let mounted = place.mounted(&place.path("mnt"));

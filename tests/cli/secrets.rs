@@ -1,4 +1,4 @@
-//! What nobody may see: keys and passphrases in what is printed, in `/proc`, in core dumps.
+//! Secrets that must not be visible: keys and passphrases in output, in `/proc`, in core dumps.
 
 use std::cell::RefCell;
 use std::fs;
@@ -26,7 +26,7 @@ fn write_passphrase(place: &Place, name: &str, passphrase: &str) {
     writeln!(file, "{passphrase}").unwrap();
 }
 
-/// Every spelling of the secrets of a volume that a text might have.
+/// Every spelling of the secrets of a volume that a text might contain.
 fn spellings(place: &Place) -> Vec<String> {
     let options = OpenOptions {
         customer_key: Some(KeyUri::from_file(&place.path("key.pem")).unwrap()),
@@ -53,7 +53,7 @@ fn spellings(place: &Place) -> Vec<String> {
             spellings.push(numbers.join(", "));
         }
     }
-    // Both platform keys, as the keystore has them.
+    // Both platform keys, as stored in the keystore.
     let before = spellings.len();
     for version in fs::read_dir(place.path("keystore/versions")).unwrap() {
         let text = fs::read(version.unwrap().path()).unwrap();
@@ -156,7 +156,7 @@ fn secrets_are_shown_nowhere() {
     for (what, text) in &*texts.borrow() {
         shows_nothing(text, &secrets, what);
     }
-    // A passphrase has no place on a command line, and what is refused there is not repeated.
+    // A passphrase is not accepted on a command line, and the error does not repeat it.
     let refused = place.run("mount vol mnt -o passphrase=hunter2hunter2");
     fails(&refused, 1, "passphrase");
     assert!(!refused.stderr.contains("hunter2"), "{}", refused.stderr);
@@ -172,7 +172,7 @@ fn secrets_are_shown_nowhere() {
         32,
         "gone",
     );
-    // No question when nobody is there to answer it.
+    // No question without a terminal.
     fails(&place.run("mount vol mnt"), 32, "passphrase");
 }
 

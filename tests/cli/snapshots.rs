@@ -1,5 +1,4 @@
-//! `bilayer snapshot` on volumes that are not mounted: what it says, what is there afterwards, and
-//! how it fails.
+//! `bilayer snapshot` on volumes that are not mounted: its output, its results, and its failures.
 
 use std::fs;
 use std::time::Duration;
@@ -15,7 +14,7 @@ fn place(test: &'static str) -> Option<Place> {
     Some(place)
 }
 
-/// What the command prints as JSON.
+/// The JSON output of a command.
 #[track_caller]
 fn json(place: &Place, words: &str) -> Value {
     let outcome = place.run(&format!("{words} --json")).done();
@@ -123,7 +122,7 @@ fn status_shows_a_snapshot() {
 }
 
 #[test]
-fn dated_names() {
+fn unnamed_snapshots_are_named_after_the_time() {
     let Some(place) = place("cli-snapshot-prefix") else {
         return;
     };
@@ -150,7 +149,7 @@ fn dated_names() {
 }
 
 #[test]
-fn pruned() {
+fn snapshots_are_pruned() {
     let Some(place) = place("cli-snapshot-prune") else {
         return;
     };
@@ -158,20 +157,20 @@ fn pruned() {
         place.run(&format!("snapshot create vol {name}")).done();
     }
     let all = names(&place);
-    let told = place.run("snapshot prune vol --prefix auto --keep-last 1 --dry-run");
+    let pruned = place.run("snapshot prune vol --prefix auto --keep-last 1 --dry-run");
     let lines = "snapshot auto-1 would be deleted\nsnapshot auto-2 would be deleted\n";
-    assert_eq!(told.done().stdout, lines);
+    assert_eq!(pruned.done().stdout, lines);
     assert_eq!(names(&place), all);
-    let told = json(&place, "snapshot prune vol --prefix auto --keep-last 1");
-    assert_eq!(told["deleted"], serde_json::json!(["auto-1", "auto-2"]));
-    assert_eq!(told["kept"], serde_json::json!(["auto-3"]));
-    assert_eq!(told["dry_run"], false);
+    let report = json(&place, "snapshot prune vol --prefix auto --keep-last 1");
+    assert_eq!(report["deleted"], serde_json::json!(["auto-1", "auto-2"]));
+    assert_eq!(report["kept"], serde_json::json!(["auto-3"]));
+    assert_eq!(report["dry_run"], false);
     assert_eq!(names(&place), ["other", "automatic-1", "auto-3"]);
-    // All within the last year that has one: the newest stays.
-    let told = place.run("snapshot prune vol --keep-yearly 1 --keep-daily 0");
+    // All are within the last year that has one: the newest stays.
+    let pruned = place.run("snapshot prune vol --keep-yearly 1 --keep-daily 0");
     let lines = "snapshot other deleted\nsnapshot automatic-1 deleted\n";
-    assert_eq!(told.done().stdout, lines);
-    // No rule at all is a mistake, and keeping none must be said.
+    assert_eq!(pruned.done().stdout, lines);
+    // A prune without any rule is an error: keeping none must be stated.
     fails(
         &place.run("snapshot prune vol"),
         1,
@@ -244,7 +243,7 @@ fn snapshots_are_compared_and_restored() {
     mounted.unmount();
 }
 
-/// What a command says does not depend on who opens the volume: it or the daemon.
+/// The output of a command does not depend on whether it or the daemon opens the volume.
 #[test]
 fn results_are_the_same_mounted_or_not() {
     let Some(place) = place("cli-snapshot-mounted") else {
@@ -287,7 +286,7 @@ fn results_are_the_same_mounted_or_not() {
 }
 
 #[test]
-fn failures() {
+fn failures_are_explained() {
     let Some(place) = place("cli-snapshot-failures") else {
         return;
     };
@@ -322,7 +321,7 @@ fn failures() {
     ] {
         fails(&place.run(&format!("snapshot {words}")), code, says);
     }
-    // The first of several is gone, the one that is not there is told.
+    // The first of several is deleted; the error names the one that does not exist.
     fails(&place.run("snapshot delete vol monday gone"), 2, "gone");
     assert_eq!(names(&place), ["tuesday"]);
     for words in ["snapshot", "snapshot create", "snapshot take vol x"] {
@@ -345,7 +344,7 @@ fn every_name_can_be_addressed() {
     ] {
         fails(&place.run(words), 1, says);
     }
-    // Without a name it has that of the time.
+    // Without a given name it is named after the time.
     let taken = place.run("snapshot create vol --json").done().stdout;
     let taken: Value = serde_json::from_str(&taken).unwrap();
     let name = taken["snapshot"]["name"].as_str().unwrap();

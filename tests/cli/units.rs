@@ -23,20 +23,20 @@ fn systemd_accepts_the_units() {
     let units = place.dir("units");
     for name in ["bilayer-snapshot@.timer", "bilayer-snapshot@.service"] {
         let unit = fs::read_to_string(Path::new(UNITS).join(name)).unwrap();
-        // Where it is installed the search path has it.
+        // An installed program is on the search path of the units.
         let unit = unit.replace("ExecStart=bilayer ", &format!("ExecStart={BILAYER} "));
         fs::write(units.join(name), unit).unwrap();
     }
     let verify = |what: &str| {
         let mut verify = command("systemd-analyze", ["verify", "--man=no"]);
         verify.arg(units.join(what));
-        // No manager runs here that it could ask.
+        // No manager runs here that could be asked.
         verify.env("SYSTEMD_UNIT_PATH", format!("{}:", units.display()));
         run(&mut verify)
     };
     let said = verify("bilayer-snapshot@srv-vault.timer").done().stderr;
     assert!(!said.contains("bilayer-snapshot"), "{said}");
-    // It does look at them.
+    // The command does read the units.
     let service = units.join("bilayer-snapshot@.service");
     let broken = fs::read_to_string(&service).unwrap();
     fs::write(&service, broken.replace(&*BILAYER, "/no/such/program")).unwrap();

@@ -1,4 +1,4 @@
-//! The inputs that fuzzing has kept, without a fuzzer: each target takes each of its own.
+//! The inputs that fuzzing has kept, without a fuzzer: each target runs on each of its own inputs.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use bilayer_test_support::fuzz_targets as targets;
@@ -6,7 +6,7 @@ use bilayer_test_support::fuzz_targets as targets;
 use std::fs;
 use std::path::Path;
 
-/// Has a target take every input of its corpus; says which one it was that it does not take.
+/// Runs a target on every input of its corpus; a failure names the input.
 fn replay(name: &str) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
     let (_, target) = targets::TARGETS

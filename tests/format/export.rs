@@ -1,5 +1,5 @@
 //! Streams as section 11 of `docs/FORMAT.md` describes them, opened by a second implementation
-//! (`open_export.py`), which is told only what stands in the database inside `meta`.
+//! (`open_export.py`), which gets only the contents of the database inside `meta`.
 
 use super::*;
 use bilayer::image::{ExportOptions, ImportOptions, NoProgress, Source, Transport, export, import};
@@ -9,7 +9,7 @@ use bilayer::store::memory::MemoryStore;
 
 const PASSPHRASE: &str = "correct horse";
 
-/// The program, or `None` where the interpreter cannot compute Argon2id, which is said.
+/// The interpreter, or `None`, after a message, if it cannot compute Argon2id.
 fn python_with_argon2() -> Option<String> {
     let python = python()?;
     let probe = Command::new(&python)
@@ -33,7 +33,7 @@ fn python_with_argon2() -> Option<String> {
     None
 }
 
-/// Exports what a closed volume holds.
+/// Exports an image of a closed volume.
 fn export_all(fixture: &Fixture, transport: Transport) -> Vec<u8> {
     let volume = fixture.open();
     let meta = open_meta(&volume);
@@ -66,7 +66,7 @@ fn open_meta(volume: &volume::Volume) -> Meta {
     Meta::open(file, 4 << 20).unwrap()
 }
 
-/// The parts that a stream's metadata name, in their order: an import keeps them as they are.
+/// The parts that a stream's metadata names, in order: an import keeps them.
 fn parts_in(fixture: &Fixture, stream: &[u8], from: PassphraseSource) -> Vec<Value> {
     let target: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let options = ImportOptions {

@@ -1,9 +1,9 @@
 //! The format as `docs/FORMAT.md` describes it: volumes made by the library are opened by a second
 //! implementation, a Python program written from that document alone (`open_volume.py`).
 //!
-//! The program cannot read the database inside `meta`; so the test reads the extents through the
-//! library and hands over what they say. Everything below that, from the superblock's MAC to the
-//! last page, the program does by itself.
+//! The program cannot read the database inside `meta`, so the test reads the extents through the
+//! library and passes them on. Everything else, from the superblock's MAC to the last page, the
+//! program reads by itself.
 //!
 //! Needs python3 with the package `cryptography`. Without them the tests say so and pass, unless
 //! `BILAYER_TESTS_REQUIRE_ALL=1`. `BILAYER_TESTS_PYTHON` names another interpreter.
@@ -51,7 +51,7 @@ const CALLER: Caller = Caller {
 
 // ---- the second implementation ------------------------------------------------------------------
 
-/// The interpreter, or `None` after saying why there is none.
+/// The interpreter; `None`, after a message, if there is none.
 fn python() -> Option<String> {
     let python = std::env::var("BILAYER_TESTS_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let probe = Command::new(&python)
@@ -71,7 +71,7 @@ fn python() -> Option<String> {
         std::env::var_os("BILAYER_TESTS_REQUIRE_ALL").is_none_or(|value| value != "1"),
         "{missing}"
     );
-    // Past the test harness, which keeps to itself what a passing test prints.
+    // Not by a macro: the test harness would capture it.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {missing}");
     None
 }
@@ -96,7 +96,7 @@ fn run_program(
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A program that ended early says why on its standard error.
+    // A program that ended early prints the reason on standard error.
     let _ = child
         .stdin
         .take()
@@ -174,7 +174,7 @@ impl Fixture {
         volume::open(store, &options).unwrap()
     }
 
-    /// Writes files of several shapes, closes the volume cleanly, returns what they hold.
+    /// Writes files of several shapes and closes the volume cleanly. Returns the contents.
     fn fill(&self) -> BTreeMap<Ino, Vec<u8>> {
         let filesystem = Filesystem::open(self.open(), FilesystemOptions::default()).unwrap();
         let mut files = BTreeMap::new();
@@ -202,7 +202,7 @@ impl Fixture {
                 contents[hole].fill(0);
             }
             filesystem.fsync(attr.node, handle, false).unwrap();
-            // A page in place, in part: read, changed, sealed anew.
+            // Part of a page in place: the page is read, changed and sealed again.
             filesystem
                 .write(
                     attr.node,
@@ -261,18 +261,18 @@ impl Fixture {
     }
 }
 
-/// The ranges between the holes.
+/// The ranges between holes.
 fn runs(len: usize, holes: &[Range<usize>]) -> Vec<Range<usize>> {
     let starts = std::iter::once(0).chain(holes.iter().map(|hole| hole.end));
     let ends = holes.iter().map(|hole| hole.start).chain([len]);
     starts.zip(ends).map(|(start, end)| start..end).collect()
 }
 
-/// A file to be written.
+/// A file to write.
 struct Shape {
     name: &'static str,
     contents: Vec<u8>,
-    /// Never written; zeros in what is read.
+    /// Never written, so it reads as zeros.
     holes: Vec<Range<usize>>,
 }
 
@@ -369,7 +369,7 @@ fn refuses_what_was_changed(python: &str, fixture: &Fixture, request: &Value) {
         + 11;
     for (name, at, expected) in [
         (object.as_str(), 4095, "outer tag"),
-        // '1' becomes '0': still a superblock, and not the one that was authenticated.
+        // '1' becomes '0': still a superblock, but not the authenticated one.
         ("volume.json", digit_at, "MAC of the superblock"),
     ] {
         let path = fixture.volume_path().join(name);
@@ -402,7 +402,7 @@ fn digits(text: &str) -> String {
     text.split_whitespace().collect()
 }
 
-/// The value that section 10 gives under a name: the words after it, up to an empty line.
+/// The value that section 10 gives under a name: the words that follow it, up to an empty line.
 fn in_document(name: &str) -> String {
     let start = FORMAT
         .find(&format!("\n{name}:"))
@@ -418,7 +418,7 @@ fn in_document(name: &str) -> String {
     )
 }
 
-/// The MAC of the statement that the document has: `set` is followed by another one.
+/// The MAC of the statement in the document: another set follows `set`.
 fn succession_of(set: &KeySet) -> [u8; 32] {
     let next = KeySet {
         id: KeySetId([9; 16]),

@@ -46,7 +46,7 @@ class Stream:
 
     def take(self, length):
         data = self.file.read(length)
-        require(len(data) == length, "the stream is cut off")
+        require(len(data) == length, "the stream is truncated")
         self.digest.update(data)
         return data
 
@@ -137,7 +137,7 @@ def unwrap_set(header, request):
 
 
 def mac_keys(export, key_set):
-    """Of the header and of the end."""
+    """Returns the MAC keys of the header and of the end."""
     name, joined = b"bilayer export", b""
     for layer, dek in (
         (CUSTOMER, key_set.customer),
@@ -186,11 +186,11 @@ def open_export(request):
 
         pages = sum(open_object(stream, part, key_set) for part in request["parts"])
         objects = len(request["parts"])
-        told = stream.numbers("cQQQ")
+        counted = stream.numbers("cQQQ")
         digest = stream.digest.digest()
         check_mac(of_end, digest, stream.take(32), "MAC of the end")
         length = strides * META_STRIDE_BYTES + pages * PAGE_BYTES
-        require(told == (b"E", objects, pages, length), "counts of the end")
+        require(counted == (b"E", objects, pages, length), "counts of the end")
         require((objects, pages) == (counts["objects"], counts["pages"]), "counts of the header")
         require(file.read(1) == b"", "something follows the end")
     return {

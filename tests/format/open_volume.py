@@ -2,7 +2,7 @@
 """A second, read-only implementation of the sealed formats of docs/FORMAT.md.
 
 Written from that document alone, over OpenSSL (the Python package `cryptography`), with a POLYVAL
-of its own. It shares no code, no cipher and no author's habit with the program it checks.
+of its own. It shares no code, no cipher and no habits with the program that it checks.
 
     open_volume.py open     < request.json   opens a volume's superblock, keys, `meta` and objects
     open_volume.py vectors                   recomputes the vectors of docs/FORMAT.md, section 10
@@ -34,7 +34,7 @@ CUSTOMER, INFRASTRUCTURE, BOTH = 1, 2, 3
 
 
 class Refused(Exception):
-    """Something is not what was written."""
+    """The volume differs from what was written."""
 
 
 def require(condition, why):
@@ -121,7 +121,7 @@ class Polyval:
         for bit in reversed(range(128)):
             power = (power ^ self.MODULUS if power & 1 else power) >> 1
             bits[bit] = power
-        # One table a byte of `a`, so that a block costs 16 look-ups.
+        # One table for each byte of `a`, so that a block costs 16 look-ups.
         self.tables = []
         for byte in range(16):
             table = [0] * 256
@@ -207,7 +207,7 @@ class SealedFile:
         return decryptor.update(inner) + decryptor.finalize(), sequence
 
     def seal(self, plain, index, slot, epoch, sequence, nonce):
-        """The other way round, for the vectors."""
+        """Seals a page, for the vectors."""
         keys, fields = self.keys(epoch, index), struct.pack("<IQQ", epoch, sequence, 0)
         aad = additional_data(self.key_set, self.crypto, index, slot, fields)
         encryptor = keys.xts(index).encryptor()
@@ -232,7 +232,7 @@ def strict_json(text):
 
 
 def read_superblock(path):
-    """The authenticated line as bytes, what it says, and the MAC."""
+    """Returns the authenticated line as bytes, its parsed contents, and the MAC."""
     with open(path, "rb") as file:
         data = file.read(256 * 1024 + 1)
     require(len(data) <= 256 * 1024, "the superblock is too long")
@@ -350,7 +350,7 @@ def open_meta(path, key_set, crypto):
 def open_strides(data, key_set, crypto, is_copy=False):
     """Page 0 from its newest authentic slot, then every page that was ever written.
 
-    In a copy of pages what lies between them is of no meaning."""
+    In a checkpoint the bytes between these pages have no meaning."""
     file = SealedFile(key_set, crypto)
 
     def stride(number):

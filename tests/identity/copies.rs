@@ -1,4 +1,4 @@
-//! Copies and their originals, step by step, as somebody meets them.
+//! Copies and their originals, step by step, as a user sees them.
 
 use std::fs;
 use std::path::Path;
@@ -27,19 +27,19 @@ fn header(place: &Place, volume: &str) -> Value {
     place.status(&place.path(volume))["header"].clone()
 }
 
-/// All of a directory, names and bytes.
+/// The names and contents of a directory.
 fn everything(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut found = Vec::new();
+    let mut entries = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(everything(&path));
+            entries.extend(everything(&path));
         } else {
-            found.push((path.display().to_string(), fs::read(&path).unwrap()));
+            entries.push((path.display().to_string(), fs::read(&path).unwrap()));
         }
     }
-    found.sort();
-    found
+    entries.sort();
+    entries
 }
 
 #[test]
@@ -59,14 +59,14 @@ fn a_drill_leaves_the_original_as_it_was() {
     ] {
         assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
     }
-    // Commands that open a volume by themselves have the same rule, and its codes.
+    // Commands that open a volume themselves follow the same rule, with their own exit codes.
     fails(&place.run("snapshot create drill s"), 3, "is a copy of");
     fails(&place.run("check drill --repair"), 8, "is a copy of");
     place.run("check drill").done();
     place.run("snapshot list drill").done();
     let drill = place.mount("drill", "mnt", "ro");
     assert_eq!(fs::read(drill.path("file")).unwrap(), b"as it was");
-    // Beside the original, in use.
+    // Beside the original, which is in use.
     let mounted = place.mount("vol", "other", "");
     fs::write(mounted.path("file"), "goes on").unwrap();
     drill.unmount();
@@ -86,7 +86,7 @@ fn a_drill_leaves_the_original_as_it_was() {
 }
 
 #[test]
-fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
+fn an_older_copy_can_be_read_and_does_not_replace_the_original() {
     let Some(place) = with_file("identity-older", "") else {
         return;
     };
@@ -103,7 +103,7 @@ fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
         said.contains("an older copy of the volume is opened read-only"),
         "{said}"
     );
-    // In the volume's place it is what somebody put there: refused, with when and where.
+    // In the volume's place it is a copy that somebody put there: refused, with time and path.
     sh(&place, "mv vol newest; cp -a backup vol");
     for options in ["", "-o ro"] {
         let refused = place.run(&format!("mount vol mnt {options}"));
@@ -112,7 +112,7 @@ fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
             assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
         }
     }
-    // The newest one is a copy now, as far as paths tell, until the other one is taken away.
+    // By its path, the newest one is a copy now, until the other one is removed.
     fails(&place.run("mount newest mnt"), 32, "is a copy of");
     sh(&place, "rm -r vol");
     let mounted = place.mount("newest", "mnt", "");
@@ -120,7 +120,7 @@ fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
     mounted.unmount();
 }
 
-/// Trying a backup that turns out to be too old does not make its directory the volume's.
+/// An attempt to use a backup that is too old does not make its directory the volume's.
 #[test]
 fn an_older_copy_that_is_refused_is_not_remembered() {
     let Some(place) = with_file("identity-tried", "") else {
@@ -142,7 +142,7 @@ fn an_older_copy_that_is_refused_is_not_remembered() {
 }
 
 #[test]
-fn a_restored_copy_is_taken_where_the_original_is_gone() {
+fn a_restored_copy_is_accepted_when_the_original_is_gone() {
     let Some(place) = with_file("identity-taken", "") else {
         return;
     };
@@ -240,7 +240,8 @@ fn a_volume_of_its_own_lives_beside_its_original() {
         vol.unmount();
         place.run("check copy").done();
         place.run("check vol").done();
-        // A pinned fingerprint of the original is not that of the copy, and stays the original's.
+        // A pinned fingerprint of the original does not match the copy, and keeps matching the
+        // original.
         let pin = |volume: &str| {
             let status = place.status(&place.path(volume));
             status["fingerprint"].as_str().unwrap().to_owned()
@@ -261,7 +262,7 @@ fn a_volume_of_its_own_lives_beside_its_original() {
     }
 }
 
-/// What is written to the original, in place, is not seen in a copy that was made of hard links.
+/// Data that is written to the original in place is not visible in a hard-linked copy.
 #[test]
 fn a_hard_linked_copy_shares_nothing_any_more() {
     let Some(place) = with_file("identity-linked", "") else {
@@ -289,7 +290,7 @@ fn a_hard_linked_copy_shares_nothing_any_more() {
     mounted.unmount();
 }
 
-/// The volume's directory goes elsewhere while it is mounted: it is remembered there.
+/// The volume's directory is moved while it is mounted: the keystore remembers the new path.
 #[test]
 fn a_volume_that_is_moved_while_it_is_mounted_is_remembered_there() {
     let Some(place) = with_file("identity-moving", "") else {
@@ -302,13 +303,13 @@ fn a_volume_that_is_moved_while_it_is_mounted_is_remembered_there() {
     let known = place.path("away").canonicalize().unwrap();
     let status = place.status(&place.path("away"));
     assert_eq!(status["record"]["directory"], known.to_str().unwrap());
-    // What is put in the old place is the copy.
+    // A directory that is put in the old place is the copy.
     sh(&place, "cp -a away vol");
     fails(&place.run("mount vol mnt"), 32, "is a copy of");
     place.mount("away", "mnt", "").unmount();
 }
 
-/// A second writer of the same id is kept out by the id's own lock, whatever the record says.
+/// A second writer of the same id is excluded by the lock of the id, whatever the record says.
 #[test]
 fn the_id_is_locked_while_it_is_written() {
     let Some(place) = with_file("identity-lock", "") else {
@@ -316,7 +317,7 @@ fn the_id_is_locked_while_it_is_written() {
     };
     sh(&place, "cp -a vol copy");
     let mounted = place.mount("vol", "mnt", "commit=3600");
-    // As before anything of directories was remembered.
+    // A record from before directories were remembered.
     let records = fs::read_dir(place.path("keystore/volumes")).unwrap();
     for path in records.map(|entry| entry.unwrap().path()) {
         if path.extension().is_some_and(|it| it == "json") {
@@ -337,7 +338,7 @@ fn the_id_is_locked_while_it_is_written() {
     mounted.unmount();
 }
 
-/// Whoever has it open said where it was then, and may have been renamed since.
+/// The process that has it open recorded its directory, which may have been renamed since.
 #[test]
 fn a_writer_whose_directory_was_renamed_is_named_as_it_was() {
     let Some(place) = with_file("identity-renamed", "") else {
@@ -358,7 +359,7 @@ fn a_writer_whose_directory_was_renamed_is_named_as_it_was() {
     end(mounted);
 }
 
-/// The age of a copy says nothing of what can be read of it.
+/// The age of a copy does not limit what can be read of it.
 #[test]
 fn an_older_copy_is_salvaged_whole() {
     let Some(place) = with_file("identity-salvage", "") else {

@@ -16,10 +16,10 @@ use bilayer::volume::{self, OpenOptions};
 use crate::support::{self, Mount, PAGE, ROOT, fork, pattern, quiet};
 
 const META_CACHE: usize = 1 << 20;
-/// Another name of an object, as the original of a hard-linked copy has one.
+/// Another name of an object, like the one in the original of a hard-linked copy.
 const OF_THE_ORIGINAL: &str = "of-the-original";
 
-/// A copy of a volume, at rest, which shares its first object with its original.
+/// A copy of a volume that is not open, which shares its first object with its original.
 struct Copy {
     keystore: Arc<tempfile::TempDir>,
     memory: MemoryStore,
@@ -103,8 +103,8 @@ fn links(store: &dyn Store, path: &StorePath) -> u64 {
     store.info(path).unwrap().links
 }
 
-/// The copy is the copy that it was or a volume of its own, whatever the cut has left, and the
-/// original's file and record are as they were.
+/// The copy is still a copy or a volume of its own, wherever the power failed, and the original's
+/// file and record are unchanged.
 #[test]
 fn a_cut_at_every_call_leaves_the_copy_or_a_volume_of_its_own() {
     let copy = Copy::new();
@@ -121,7 +121,7 @@ fn a_cut_at_every_call_leaves_the_copy_or_a_volume_of_its_own() {
             let survivor = store.survivor(seed);
             let keystore = fork(&keystore);
             assert_eq!(copy.record(keystore.path()), record, "{what}");
-            // Again while it is opened.
+            // Once more while it is opened.
             let survivor = if seed == 1 {
                 survivor.cut_at_call(1 + call % 7);
                 drop(use_it(&survivor, keystore.path()));
@@ -136,7 +136,7 @@ fn a_cut_at_every_call_leaves_the_copy_or_a_volume_of_its_own() {
                 holds_everything(&fs, &what);
                 fs.close().unwrap();
                 drop(fs);
-                // Asked for once more it is done.
+                // A second request succeeds.
                 fs = separate(&survivor, keystore.path()).expect(&what);
             } else {
                 own += 1;
@@ -170,7 +170,7 @@ fn a_cut_at_every_call_leaves_the_copy_or_a_volume_of_its_own() {
     assert!(still > 20 && own > 20, "{still}, {own}");
 }
 
-/// Without a cut: nothing of the original's identity stays, and nothing of the keystore's either.
+/// Without a power cut: nothing of the original's identity remains, nor of the keystore's.
 #[test]
 fn nothing_of_the_former_identity_stays() {
     let copy = Copy::new();
@@ -185,7 +185,7 @@ fn nothing_of_the_former_identity_stays() {
     assert_ne!(now.meta_crypto(), before.meta_crypto());
     let newest = before.key_sets().iter().map(|set| set.epoch).max();
     assert!(Some(volume.keys.active().epoch) > newest);
-    // No wrap is one that the original has, and no set vouches for another.
+    // No wrap is one of the original's, and no set vouches for another.
     let wraps = |header: &bilayer::volume::header::HeaderContents| {
         let sets = header.key_sets().iter();
         let wraps = sets.flat_map(|set| set.customer.iter().chain(&set.infrastructure));
@@ -210,7 +210,7 @@ fn nothing_of_the_former_identity_stays() {
     assert!(record.clean && record.sequence.0 > 0);
 }
 
-/// An attempt that fails leaves no record of an id that nobody has, and the copy as it was.
+/// A failed attempt leaves no record of an unused id, and the copy unchanged.
 #[test]
 fn an_attempt_that_fails_leaves_no_record() {
     let copy = Copy::new();
@@ -234,7 +234,7 @@ fn an_attempt_that_fails_leaves_no_record() {
     fs.close().unwrap();
 }
 
-/// What was opened to become a volume of its own is not used before it is one.
+/// A volume that was opened to become a volume of its own is not used before it is one.
 #[test]
 fn a_copy_is_not_written_before_it_is_a_volume_of_its_own() {
     let copy = Copy::new();

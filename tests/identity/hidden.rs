@@ -1,4 +1,4 @@
-//! Places that something is mounted over: what cannot be seen is not guessed at.
+//! Directories over which something is mounted: the program does not guess what it cannot see.
 
 use std::fs;
 use std::time::Duration;
@@ -20,9 +20,9 @@ fn with_file(test: &'static str) -> Option<Place> {
     Some(place)
 }
 
-/// A command that works in a directory to which no path leads any more.
+/// A command whose working directory has no path any more.
 #[test]
-fn a_copy_whose_place_cannot_be_told_is_not_written_to() {
+fn a_copy_at_an_unknown_location_is_not_written_to() {
     let Some(place) = with_file("identity-no-path") else {
         return;
     };
@@ -60,7 +60,7 @@ fn a_copy_mounted_over_the_volume_is_not_the_volume() {
     place.mount("vol", "mnt", "").unmount();
 }
 
-/// Nor one on a filesystem that does not say which one it is: FUSE, as another volume's mount.
+/// Nor a copy on a filesystem that cannot be identified: FUSE, as another volume's mount.
 #[test]
 fn a_copy_on_a_filesystem_without_identity_is_not_the_volume() {
     let Some(place) = with_file("identity-nameless") else {
@@ -76,7 +76,7 @@ fn a_copy_on_a_filesystem_without_identity_is_not_the_volume() {
     sh(&place, "umount vol");
     fails(&refused, 32, "this directory may be a copy of the volume");
     place.mount("vol", "mnt", "").unmount();
-    // A volume that lives on such a filesystem is at home there, and nowhere else.
+    // A volume on such a filesystem is at home there, and nowhere else.
     place.run("create fuse/vol").done();
     place.mount("fuse/vol", "mnt", "").unmount();
     place.mount("fuse/vol", "mnt", "").unmount();
@@ -90,9 +90,9 @@ fn a_copy_on_a_filesystem_without_identity_is_not_the_volume() {
     );
 }
 
-/// A volume that is covered while it is used keeps the place that was remembered.
+/// A volume that is covered while it is used keeps the path that was remembered.
 #[test]
-fn the_record_names_no_place_that_was_guessed() {
+fn the_record_names_no_guessed_path() {
     let Some(place) = with_file("identity-guess") else {
         return;
     };
@@ -112,9 +112,10 @@ fn the_record_names_no_place_that_was_guessed() {
     place.mount("vol", "mnt", "").unmount();
 }
 
-/// Nothing is recorded in another keystore at the same path, or in none, and the end reports it.
+/// Nothing is recorded in another keystore at the same path, or in none, and the unmount reports
+/// it.
 #[test]
-fn a_keystore_that_is_covered_was_not_told() {
+fn a_covered_keystore_got_no_record() {
     let Some(place) = with_file("identity-keystore") else {
         return;
     };

@@ -1,5 +1,6 @@
-//! A platform keystore that cannot be written: on a read-only filesystem, on a full one, in a
-//! directory without the right; when a volume is mounted, while it is, and when it is unmounted.
+//! A platform keystore that cannot be written, because it is on a read-only or a full filesystem or
+//! in a directory without permission: when a volume is mounted, while it is mounted, and when it is
+//! unmounted.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,7 @@ fn sh(place: &Place, script: &str) {
     run(command("sh", ["-ec", script]).current_dir(place.path(""))).done();
 }
 
-/// What is done to the keystore, and how it is undone.
+/// How the keystore is made unwritable, and how that is undone.
 struct Ailment {
     name: &'static str,
     begin: &'static str,
@@ -75,7 +76,7 @@ fn failure(place: &Place, mounted: &Mounted<'_>) -> Option<String> {
 }
 
 #[test]
-fn nothing_is_written_before_the_keystore_was_told() {
+fn nothing_is_written_before_the_keystore_has_a_record() {
     for ailment in &AILMENTS {
         let Some(place) = place("keystore-at-mount") else {
             return;
@@ -101,7 +102,7 @@ fn nothing_is_written_before_the_keystore_was_told() {
             );
         }
         assert_eq!(state(&place.path("vol")), before, "{}", ailment.name);
-        // To look at it nothing need be remembered.
+        // Looking at it requires no record.
         let mounted = place.mount("vol", "mnt", "ro");
         assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
         mounted.unmount();
@@ -112,7 +113,7 @@ fn nothing_is_written_before_the_keystore_was_told() {
     }
 }
 
-/// Also where nothing of the record is new: it is written all the same.
+/// Also if the record does not change: it is written anyway.
 #[test]
 fn the_record_is_written_whenever_the_volume_is_opened_for_writing() {
     let Some(place) = place("keystore-record") else {
@@ -156,7 +157,7 @@ fn a_failure_while_it_is_mounted_is_logged_once_and_shown() {
             })
         };
         assert!(shown(true), "{}", ailment.name);
-        // Several commits more.
+        // Several more commits.
         for round in 0..3 {
             fs::write(mounted.path("file"), format!("round {round}")).unwrap();
             std::thread::sleep(Duration::from_millis(1300));
@@ -184,7 +185,7 @@ fn a_failure_while_it_is_mounted_is_logged_once_and_shown() {
 }
 
 #[test]
-fn an_unmount_that_cannot_tell_the_keystore_says_so() {
+fn an_unmount_that_cannot_write_the_record_says_so() {
     for ailment in &AILMENTS {
         let Some(place) = place("keystore-unmount") else {
             return;
@@ -220,7 +221,7 @@ fn an_unmount_that_cannot_tell_the_keystore_says_so() {
     }
 }
 
-/// The daemon's own exit code, which systemd and whoever runs it in the foreground sees.
+/// The daemon's own exit code, which systemd or a supervisor sees.
 #[test]
 fn the_daemon_ends_with_a_failure_too() {
     let Some(place) = place("keystore-daemon") else {
@@ -245,18 +246,17 @@ fn the_daemon_ends_with_a_failure_too() {
     sh(&place, AILMENTS[0].end);
 }
 
-/// As a user for whom modes count.
+/// As a user to whom modes apply.
 #[test]
-fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
+fn a_keystore_without_write_permission_allows_no_writing() {
     let Some(place) = Place::new("keystore-mode", LIMIT) else {
         return;
     };
-    const USER: &str = "--reuid=65534 --regid=65534 --clear-groups";
     let user = |words: &str| {
-        let mut command = command("setpriv", USER.split(' '));
+        let mut command = crate::real::as_user(65_534);
         command.arg(crate::real::BILAYER).args(words.split(' '));
         place.environment(&mut command);
-        // The directory of the test may be below one that is root's alone.
+        // Only root may be able to enter the directories above the test's own.
         command
             .current_dir("/")
             .env("BILAYER_PLATFORM_KEYSTORE", "/proc/self/cwd");
@@ -274,7 +274,7 @@ fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
     );
     let options = format!("--platform-keystore {}", text(&keystore));
     if run(&mut user(&format!("create {} {options}", text(&vol)))).code != 0 {
-        // The program itself may lie where only root may go.
+        // Only root may be able to reach the program.
         crate::real::need(
             false,
             "keystore-mode",
@@ -301,9 +301,9 @@ fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
     snapshot("two").done();
 }
 
-/// A volume that is new, and a copy that becomes one, are remembered before they are there.
+/// A new volume, and a copy that becomes one, are recorded before they exist.
 #[test]
-fn no_volume_begins_that_the_keystore_cannot_be_told_of() {
+fn no_volume_is_created_that_the_keystore_cannot_record() {
     for ailment in &AILMENTS {
         let Some(place) = place("keystore-begin") else {
             return;

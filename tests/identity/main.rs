@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use real::{Mounted, Outcome, command, is_alive, run_when_free, wait_until};
 
-/// Fails unless the command failed as commands should: that code, and one line that says so.
+/// Fails unless the command failed as commands should: with that code, and one line that contains
+/// `says`.
 #[track_caller]
 fn fails(outcome: &Outcome, code: i32, says: &str) {
     let what = format!("{}\n{}", outcome.what, outcome.stderr);
@@ -30,7 +31,7 @@ fn fails(outcome: &Outcome, code: i32, says: &str) {
     );
 }
 
-/// Unmounts by the mount alone, whatever became of the volume's path, and waits for the daemon.
+/// Unmounts by the mount alone, whatever happened to the volume's path, and waits for the daemon.
 #[track_caller]
 fn end(mounted: Mounted<'_>) {
     run_when_free(command("umount", ["-i"]).arg(mounted.dir())).done();

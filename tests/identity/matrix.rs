@@ -1,5 +1,5 @@
-//! The matrix: what the directory that is mounted is to the volume that the keystore remembers,
-//! whether the volume itself is mounted meanwhile, and how the directory is mounted.
+//! The matrix: how the directory that is mounted relates to the volume that the keystore remembers,
+//! whether the volume itself is mounted at the same time, and how the directory is mounted.
 //!
 //! `cargo test --test identity matrix -- --nocapture` prints it.
 
@@ -13,10 +13,10 @@ use crate::real::{Outcome, Place, command, run};
 const TEST: &str = "identity-matrix";
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// What came of mounting.
+/// The outcome of mounting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Cell {
-    /// It is mounted as the volume, or as a copy that is looked at.
+    /// It is mounted as the volume, or read-only as a copy.
     Mounts,
     /// It is mounted as a volume of its own.
     OwnVolume,
@@ -28,7 +28,7 @@ enum Cell {
     InUse,
     /// Refused: it shares files with the volume, which is in use.
     SharesFiles,
-    /// Refused: it is no copy.
+    /// Refused: it is not a copy.
     NoCopy,
     /// There is no such case.
     None,
@@ -60,21 +60,21 @@ impl Cell {
     }
 }
 
-/// How it is mounted.
+/// The kinds of mounts.
 const HOW: [(&str, &str); 3] = [
     ("read-only", "-o ro"),
     ("for writing", "-o rw"),
     ("new identity", "--new-identity"),
 ];
 
-/// A case: its name; what makes the directory `this` beside the volume `srv/vol`; how it ends,
-/// unmounted and mounted, for each of [`HOW`].
+/// A case: its name; the commands that create the directory `this` beside the volume `srv/vol`; the
+/// outcomes for each of [`HOW`], with the volume unmounted and mounted.
 struct Case {
     name: &'static str,
     make: fn(&Place),
     unmounted: [Cell; 3],
     mounted: [Cell; 3],
-    /// The volume itself is where it was.
+    /// The volume itself, at its path.
     stays: bool,
     keystore: &'static str,
 }
@@ -83,8 +83,8 @@ fn sh(place: &Place, script: &str) {
     run(command("sh", ["-ec", script]).current_dir(place.path(""))).done();
 }
 
-/// A copy and then more in the original: the copy is older.
-const GOES_ON: &str = "goes-on";
+/// A copy, and then more changes to the original: the copy is older.
+const CHANGED_LATER: &str = "changed-later";
 
 const CASES: &[Case] = {
     use Cell::{CannotTell, Copy, InUse, Mounts, NoCopy, None, OwnVolume, SharesFiles};
@@ -102,7 +102,7 @@ const CASES: &[Case] = {
             make: |place| {
                 sh(place, "cp -a srv/vol this");
                 let mounted = place.mount("srv/vol", "mnt", "");
-                fs::write(mounted.path(GOES_ON), "later").unwrap();
+                fs::write(mounted.path(CHANGED_LATER), "later").unwrap();
                 mounted.unmount();
             },
             unmounted: [Mounts, Copy, OwnVolume],
@@ -255,7 +255,7 @@ fn judge(outcome: &Outcome, expected: Cell, what: &str) {
     }
 }
 
-/// One cell of the matrix; what it comes to is what was expected, and the original is unharmed.
+/// Runs one cell of the matrix: the outcome is the expected one, and the original is unharmed.
 fn cell(case: &Case, mounted: bool, how: usize, expected: Cell) -> Option<()> {
     let place = prepare(TEST)?;
     let (name, options) = HOW[how];
@@ -264,7 +264,8 @@ fn cell(case: &Case, mounted: bool, how: usize, expected: Cell) -> Option<()> {
     if !mounted {
         (case.make)(&place);
     }
-    // A copy that is hard-linked is made before the lock is taken, one of a volume in use after.
+    // A hard-linked copy is made before the lock is taken; the copy of a volume in use is made
+    // after.
     let linked = case.name == "hard links" || case.name == "older copy";
     if mounted && linked {
         (case.make)(&place);
@@ -293,8 +294,8 @@ fn cell(case: &Case, mounted: bool, how: usize, expected: Cell) -> Option<()> {
     }
     let is_new = expected == Cell::OwnVolume;
     assert_eq!(id(&place, "this") != before, is_new, "{what}");
-    // Neither looking at it, nor taking a copy for a volume of its own, nor a refusal is told of
-    // the original.
+    // The original reports neither a look at it, nor a refusal, nor a copy that became a volume of
+    // its own.
     let is_quiet = name != "for writing" || expected != Cell::Mounts;
     if !mounted && is_quiet {
         assert!(
@@ -318,7 +319,7 @@ fn cell(case: &Case, mounted: bool, how: usize, expected: Cell) -> Option<()> {
         original.unmount();
     }
     if is_new {
-        // It is used as any other from now on, without being asked again.
+        // From now on it is used like any other, without the option.
         let again = place.run(&format!(
             "mount this seen --platform-keystore {}",
             case.keystore

@@ -1,4 +1,4 @@
-//! Mounts that fail although the volume's identity was to be changed for them.
+//! Mounts that fail although they were requested to change the volume's identity.
 
 use std::fs;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::fails;
 use crate::real::{BILAYER, Outcome, Place, command, need, run};
 
 const LIMIT: Duration = Duration::from_secs(200);
-/// `/dev/fuse` is there and cannot be opened.
+/// `/dev/fuse` exists and cannot be opened.
 const NO_DEVICE: &str = "touch plain; mount --bind plain /dev/fuse; \
     mount -o remount,bind,ro /dev/fuse; exec \"$@\"";
-/// It can, and nothing can be mounted.
+/// It can be opened, and nothing can be mounted.
 const NO_RIGHT: &str = "exec setpriv --bounding-set -sys_admin --inh-caps -sys_admin -- \"$@\"";
 
 fn sh(place: &Place, script: &str) {
@@ -25,7 +25,7 @@ fn header(place: &Place) -> Value {
     report["header"].clone()
 }
 
-/// Mounts `copy` in a place of its own where that cannot be done.
+/// Mounts `copy` in a namespace of its own in which that fails.
 fn attempt(place: &Place, hindrance: &str, option: &str) -> Outcome {
     let mut shell = command("unshare", ["-m", "sh", "-ec", hindrance, "sh", &BILAYER]);
     shell.args(["mount", "copy", "mnt", option]);
@@ -33,7 +33,7 @@ fn attempt(place: &Place, hindrance: &str, option: &str) -> Outcome {
     run(&mut shell)
 }
 
-/// A volume that went on, and an older copy of it.
+/// A volume that was used again after it was copied, and the older copy.
 fn older_copy(test: &'static str) -> Option<Place> {
     let place = Place::new(test, LIMIT)?;
     let mounted = place.fresh("", "");
@@ -91,7 +91,7 @@ fn a_change_is_reported() {
         let mounted = place.mount("copy", "mnt", "");
         assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
         mounted.unmount();
-        // An ordinary failure says nothing of it.
+        // An ordinary failure does not mention it.
         let failed = attempt(&place, NO_RIGHT, "-orw");
         fails(&failed, 32, "cannot mount");
         assert!(!failed.stderr.contains("already"), "{}", failed.stderr);

@@ -1,4 +1,4 @@
-//! A volume of another id in the place of the one that this machine knows there.
+//! Another volume at the path of the one that this machine knows there.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn sh(place: &Place, script: &str) {
     run(command("sh", ["-ec", script]).current_dir(place.path(""))).done();
 }
 
-/// Makes volumes, each with a file that has its name in it.
+/// Creates volumes, each with a file that contains the volume's name.
 fn volumes(test: &'static str, names: &[&str]) -> Option<Place> {
     let place = Place::new(test, LIMIT)?;
     for name in names {
@@ -73,14 +73,14 @@ fn refused(place: &Place, volume: &str, known: &str) -> Outcome {
     outcome
 }
 
-/// The option that the hint gives.
+/// The option in the hint.
 fn hinted_pin(outcome: &Outcome) -> String {
     let at = outcome.stderr.find("fingerprint=").unwrap();
     let pin = outcome.stderr[at..].split_whitespace().next().unwrap();
     pin.to_owned()
 }
 
-/// A volume that this machine has never had open, made with its platform keys elsewhere.
+/// A volume that this machine has never opened, created elsewhere under its platform keys.
 #[test]
 fn a_volume_never_seen_does_not_pass_for_another() {
     for customer in [false, true] {
@@ -99,12 +99,12 @@ fn a_volume_never_seen_does_not_pass_for_another() {
         sh(&place, "cp -a keystore stolen; rm stolen/volumes/*");
         place.run("create evil --platform-keystore stolen").done();
         let known = id(&place, "vol");
-        // Whoever has it at a fresh path mounts it as ever, here or there.
+        // At a fresh path it is mounted as usual, here or there.
         sh(&place, "cp -a evil fresh");
         place.mount("fresh", "mnt", "ro").unmount();
         sh(&place, "rm -r fresh; mv vol aside; mv evil vol");
         refused(&place, "vol", &known);
-        // By another path to the same place, too.
+        // Through another path to the same directory, too.
         sh(
             &place,
             "ln -s vol link; mkdir bound; mount --bind vol bound",
@@ -128,7 +128,7 @@ fn two_known_volumes_that_were_swapped() {
     refused(&place, "two", &two);
     let wrong = hinted_pin(&place.run("mount two mnt"));
     fails(&place.run(&format!("mount one mnt -o {wrong}")), 32, "not");
-    // To look at it changes nothing; once it was mounted for writing it is at home.
+    // Looking at it changes nothing; once it was mounted for writing it is at home.
     let pin = hinted_pin(&outcome);
     holds(&place, "one", &format!("ro,{pin}"), "two");
     fails(&place.run("mount one mnt"), 32, SAYS);
@@ -138,12 +138,12 @@ fn two_known_volumes_that_were_swapped() {
         holds(&place, "two", "", "one");
     }
     place.run("check one").done();
-    // The previous volume is the unexpected one now.
+    // Now the previous volume is the unexpected one.
     sh(&place, "mv two aside; mv one gone; mv aside one");
     refused(&place, "one", &two);
 }
 
-/// `mv A B; mv C A`: where A went is known once it was mounted there.
+/// `mv A B; mv C A`: the new path of A is known once it was mounted there.
 #[test]
 fn a_place_is_free_when_its_volume_is_known_elsewhere() {
     let Some(place) = volumes("replaced-moved", &["a", "c"]) else {
@@ -154,18 +154,19 @@ fn a_place_is_free_when_its_volume_is_known_elsewhere() {
     refused(&place, "a", &known);
     holds(&place, "b", "", "a");
     holds(&place, "a", "", "c");
-    // A volume whose directory went elsewhere while it was mounted.
+    // A volume whose directory was moved while it was mounted.
     let mounted = place.mount("a", "mnt", "commit=1");
     sh(&place, "mv a d");
     fs::write(mounted.path("file"), "moved").unwrap();
     end(mounted);
-    // Somebody else may have moved it: its place is free when it is opened at the new one.
+    // It may have been moved by somebody else: its former path is free once it is opened at the new
+    // one.
     let known = id(&place, "d");
     sh(&place, "mv b a");
     refused(&place, "a", &known);
     holds(&place, "d", "", "moved");
     holds(&place, "a", "", "a");
-    // And once more, there and back.
+    // And once more, back and forth.
     let mounted = place.mount("a", "mnt", "commit=1");
     for script in ["mv a e", "mv e a"] {
         sh(&place, script);
@@ -179,9 +180,10 @@ fn a_place_is_free_when_its_volume_is_known_elsewhere() {
     holds(&place, "a", "", "mv e a");
 }
 
-/// A link in the place of a volume, or of what is above it, makes that place no other one.
+/// A symbolic link at the path of a volume, or of a directory above it, does not make that another
+/// path.
 #[test]
-fn a_link_in_the_place_of_a_volume() {
+fn a_link_at_the_path_of_a_volume_is_no_other_path() {
     let Some(place) = volumes("replaced-link", &["one", "two"]) else {
         return;
     };
@@ -200,7 +202,7 @@ fn a_link_in_the_place_of_a_volume() {
     ] {
         sh(&place, put);
         let pin = hinted_pin(&refused(&place, "top/one", &one));
-        // It is where it is all the same.
+        // The volume is still at its own path.
         holds(&place, "top/one", &format!("ro,{pin}"), "two");
         sh(&place, back);
         holds(&place, "top/one", "", "one");
@@ -212,7 +214,7 @@ fn a_link_in_the_place_of_a_volume() {
     );
     let outcome = place.run("mount top/one mnt --create");
     fails(&outcome, 32, "and no volume is there now");
-    // The volume itself may be moved and found by a link.
+    // The volume itself may be moved and reached through a link.
     sh(&place, "rm top/one; ln -s ../aside top/one");
     for _ in 0..2 {
         holds(&place, "top/one", "", "one");
@@ -221,10 +223,10 @@ fn a_link_in_the_place_of_a_volume() {
     holds(&place, "link", "", "one");
 }
 
-/// Somebody moves a volume that is open into the place of another one: only its owner may say that
+/// Somebody moves a volume that is open to the path of another one: only its owner may confirm that
 /// it belongs there.
 #[test]
-fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
+fn a_volume_moved_while_it_is_mounted_takes_over_no_path() {
     let Some(place) = volumes("replaced-taken", &["a", "c"]) else {
         return;
     };
@@ -238,7 +240,7 @@ fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
     sh(&place, "mv c a; mv aside c");
     holds(&place, "a", "", "moved");
     holds(&place, "c", "", "c");
-    // Whoever has said that it belongs there may go and come back while it is open.
+    // The confirmed volume may be moved away and back while it is open.
     sh(&place, "mv c aside; mv a c");
     let mounted = place.mount("c", "mnt", &format!("commit=1,{pin}"));
     for script in ["mv c a", "mv a c"] {
@@ -250,16 +252,16 @@ fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
     holds(&place, "c", "", "mv a c");
 }
 
-/// Whatever makes a volume takes the place of the one that was there.
+/// Every operation that creates a volume takes over the path of the volume that was there.
 #[test]
-fn a_volume_that_is_made_takes_the_place() {
+fn a_new_volume_takes_over_the_path() {
     let Some(place) = volumes("replaced-made", &["vol", "source"]) else {
         return;
     };
     place.run("image create source base").done();
     for make in ["create vol", "image deploy source base vol", "create vol"] {
         let before = id(&place, "vol");
-        // As if the clock had gone back since.
+        // As if the clock had been set back since.
         sh(
             &place,
             "sed -i 's/\"written\":[0-9]*/\"written\":9000000000/' keystore/volumes/*.json",
@@ -269,14 +271,14 @@ fn a_volume_that_is_made_takes_the_place() {
         place.mount("vol", "mnt", "").unmount();
         assert_ne!(id(&place, "vol"), before);
         place.mount("vol", "mnt", "ro").unmount();
-        // And it stays there.
+        // And it stays at home there.
         sh(
             &place,
             "sed -i 's/\"clean\":true/\"clean\":false/' keystore/volumes/*.json",
         );
         place.mount("vol", "mnt", "").unmount();
     }
-    // A copy that becomes a volume of its own, each day in the same place.
+    // A copy that becomes a volume of its own, each day at the same path.
     for _ in 0..2 {
         sh(&place, "rm -rf drill; cp -a source drill");
         place.run("mount drill mnt --new-identity").done();
@@ -284,13 +286,13 @@ fn a_volume_that_is_made_takes_the_place() {
         holds(&place, "drill", "", "source");
         holds(&place, "source", "", "source");
     }
-    // A copy of another volume is none that belongs there.
+    // A copy of another volume does not belong there.
     let known = id(&place, "drill");
     sh(&place, "rm -r drill; cp -a source drill");
     refused(&place, "drill", &known);
 }
 
-/// An older volume in the place of the one that was made there later.
+/// An older volume at the path of one that was created there later.
 #[test]
 fn the_volume_before_does_not_come_back() {
     let Some(place) = volumes("replaced-former", &["vol"]) else {
@@ -304,9 +306,9 @@ fn the_volume_before_does_not_come_back() {
     refused(&place, "vol", &known);
 }
 
-/// `--create` makes a volume where none was, not where one was taken away.
+/// `--create` creates a volume where there was none, not where one was removed.
 #[test]
-fn a_volume_that_was_taken_away_is_not_made_anew() {
+fn a_removed_volume_is_not_created_again() {
     let Some(place) = Place::new("replaced-vanished", LIMIT) else {
         return;
     };
@@ -330,9 +332,9 @@ fn a_volume_that_was_taken_away_is_not_made_anew() {
     place.mounted(&place.path("mnt")).unmount();
 }
 
-/// Nor where its disk is mounted elsewhere than before.
+/// Nor if its disk is mounted elsewhere than before.
 #[test]
-fn a_volume_that_was_taken_away_from_a_disk_is_not_made_anew() {
+fn a_volume_removed_with_its_disk_is_not_created_again() {
     let Some(place) = Place::new("replaced-vanished-disk", LIMIT) else {
         return;
     };
@@ -350,7 +352,7 @@ fn a_volume_that_was_taken_away_from_a_disk_is_not_made_anew() {
     sh(&place, "umount now");
 }
 
-/// Disks that take turns at one mount point, each with a volume that is known there.
+/// Disks that alternate at one mount point, each with a volume that is known there.
 #[test]
 fn each_disk_has_its_own_volume_at_the_same_path() {
     let Some(place) = Place::new("replaced-disks", LIMIT) else {
@@ -372,7 +374,7 @@ fn each_disk_has_its_own_volume_at_the_same_path() {
         holds(&place, "disk/vol", "", name);
         sh(&place, "umount disk");
     }
-    // From one disk to the other it is another volume.
+    // On the other disk it is another volume.
     sh(
         &place,
         "mv second/vol second/aside; cp -a first/vol second/vol",
@@ -382,7 +384,7 @@ fn each_disk_has_its_own_volume_at_the_same_path() {
     sh(&place, "umount disk; umount first; umount second");
 }
 
-/// Records of other volumes keep nobody waiting, and block nothing when they cannot be read.
+/// Records of other volumes delay no command, and block nothing if they cannot be read.
 #[test]
 fn thousands_of_records() {
     const RECORDS: u32 = 2000;

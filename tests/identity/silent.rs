@@ -1,4 +1,4 @@
-//! The place that is remembered lies on a filesystem whose daemon does not answer.
+//! The remembered path is on a filesystem whose daemon does not answer.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,7 @@ use crate::fails;
 use crate::real::{Mounted, Place, command, have, need, run};
 
 const LIMIT: Duration = Duration::from_secs(200);
-/// For one command, of which the time to look at a place that is remembered is a part.
+/// Time limit of one command, including its attempt to look at a remembered path.
 const SOON: Duration = Duration::from_secs(15);
 
 fn sh(place: &Place, script: &str) {
@@ -45,7 +45,7 @@ while True:
     os.write(device, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
 "#;
 
-/// A daemon that stands still, until this is dropped.
+/// A stopped daemon, until this is dropped.
 struct Still(Pid);
 
 impl Still {
@@ -71,7 +71,7 @@ fn soon<T>(what: &str, run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A FUSE filesystem whose daemon takes every request and answers none but what a mount needs.
+/// A FUSE filesystem whose daemon reads every request and answers only those that a mount needs.
 struct Mute {
     daemon: Child,
     dir: PathBuf,
@@ -93,14 +93,14 @@ impl Mute {
 
 impl Drop for Mute {
     fn drop(&mut self) {
-        // What waits for it goes on with errors then.
+        // Processes that wait for it get errors then.
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
         run(command("umount", ["-i", "-l"]).arg(&self.dir));
     }
 }
 
-/// The process that asked and got no answer is there as long as that filesystem is.
+/// The process that asked and got no answer exists as long as that filesystem does.
 #[test]
 fn a_probe_that_is_left_behind_has_no_key() {
     const TEST: &str = "identity-left-behind";
@@ -133,8 +133,8 @@ fn a_probe_that_is_left_behind_has_no_key() {
         let memory = memory_of(pid);
         assert!(memory.len() > 1 << 20);
         for secret in &secrets {
-            let found = memory.windows(secret.len()).any(|bytes| bytes == secret);
-            assert!(!found, "the customer's key is in process {pid}");
+            let has_secret = memory.windows(secret.len()).any(|bytes| bytes == secret);
+            assert!(!has_secret, "the customer's key is in process {pid}");
         }
     }
     copy.unmount();
@@ -152,7 +152,7 @@ fn children(parent: i32) -> Vec<i32> {
     numbers.filter(has_parent).collect()
 }
 
-/// All that a process could write to.
+/// All memory to which a process could write.
 fn memory_of(pid: i32) -> Vec<u8> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -168,7 +168,8 @@ fn memory_of(pid: i32) -> Vec<u8> {
     all
 }
 
-/// Nothing can kill a thread that waits for such a daemon; a process with one does not end.
+/// Nothing can kill a thread that waits for such a daemon, and a process with such a thread does
+/// not end.
 #[test]
 fn commands_end_while_a_daemon_has_taken_the_request() {
     const TEST: &str = "identity-mute";
@@ -222,7 +223,7 @@ fn a_copy_is_looked_at_while_the_original_does_not_answer() {
         assert_eq!(status["not_verified_because"], Value::Null, "{status}");
         let refused = soon("mount", || place.run("mount cp other"));
         fails(&refused, 32, "that place cannot be seen now");
-        // Taken for a volume of its own without a look at the original's files.
+        // It becomes a volume of its own without a look at the original's files.
         soon("new identity", || {
             place.run("mount cp other --new-identity").done()
         });

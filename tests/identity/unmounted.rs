@@ -1,11 +1,11 @@
-//! Ends a use whose keystore cannot be written, without a mount.
+//! Closing a volume whose keystore cannot be written, without a mount.
 
 use bilayer::fs::FsError;
 
 use crate::support::{Mount, PAGE, ROOT, pattern, quiet};
 
 #[test]
-fn closing_reports_what_the_keystore_does_not_know() {
+fn closing_reports_a_missing_record() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(1, 0, PAGE));
     let volumes = mount.keystore.path().join("platform/volumes");
@@ -17,7 +17,7 @@ fn closing_reports_what_the_keystore_does_not_know() {
     assert!(error.is_all_on_disk());
     let (store, keystore) = (mount.store.clone(), mount.keystore.clone());
     drop(mount);
-    // Nothing is written until it is whole again; everything is there then.
+    // Nothing is written until the keystore is writable again; then everything is there.
     let before = store.to_memory();
     let refused = Mount::open(store.clone(), keystore.clone(), quiet());
     assert!(refused.is_err());

@@ -1,4 +1,4 @@
-//! The power fails, or the disk does, at every call of a deployment.
+//! A power cut, or an error of the disk, at every call of a deployment.
 
 use super::inheritance::new_key;
 use super::*;
@@ -6,7 +6,7 @@ use bilayer::errno::Errno;
 use bilayer::store::faulty::{CallKind, Fault, WriteUnit};
 use bilayer::store::memory::MemoryStore;
 
-/// A disk with a small volume of every kind of record, and what is in it.
+/// A disk with a small volume with every kind of record, and its contents.
 fn small() -> (MemoryStore, Arc<tempfile::TempDir>, Tree) {
     let disk = Disk::new();
     disk.create("source", None);
@@ -23,16 +23,16 @@ fn small() -> (MemoryStore, Arc<tempfile::TempDir>, Tree) {
     (disk.store.to_memory(), disk.keystore, tree)
 }
 
-/// How objects come to the new volume.
+/// How objects get into the new volume.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum By {
     Links,
     Copies,
     /// Each file is synced by itself.
     CopiesOneByOne,
-    /// Sealed anew, for another customer key.
+    /// Re-sealed, for another customer key.
     Resealing,
-    /// So, each file synced by itself.
+    /// Re-sealed, with each file synced by itself.
     ResealingOneByOne,
 }
 
@@ -42,7 +42,7 @@ impl By {
     }
 }
 
-/// A deployment, to be tried again and again.
+/// A deployment that can be repeated.
 struct Case {
     by: By,
     base: MemoryStore,
@@ -89,7 +89,7 @@ impl Case {
         disk.deploy_with("source", "copy", &options)
     }
 
-    /// The source is whole, and the target is a whole volume or can be deployed into.
+    /// The source is intact, and the target is a whole volume or can be deployed into.
     fn check(&self, disk: &Disk, reported: bool, what: &str) {
         assert_eq!(disk.tree("source"), self.expected, "{what}");
         let open = || disk.volume("copy", self.key.as_ref());

@@ -7,7 +7,7 @@ use bilayer::meta::page_set::capacity_of_pages;
 use bilayer::store::faulty::{CallKind, Fault};
 use bilayer::store::memory::MemoryStore;
 
-/// A disk with a volume that holds files of every sort.
+/// A disk with a volume that contains files of every kind.
 fn filled() -> Disk {
     let disk = Disk::new();
     disk.create("source", None);
@@ -15,10 +15,10 @@ fn filled() -> Disk {
     disk
 }
 
-/// Changes everything that [`fill`] made.
+/// Changes everything that [`fill`] created.
 fn change(fs: &Filesystem, seed: u8) {
     let at = |path| find(fs, path);
-    let cut = |node, size| {
+    let truncate = |node, size| {
         let changes = SetAttr {
             size: Some(size),
             ..SetAttr::default()
@@ -40,7 +40,7 @@ fn change(fs: &Filesystem, seed: u8) {
         &format!("new-{seed}"),
         &[(0, &pattern(seed, 0, 5 * PAGE))],
     );
-    cut(at("dir/large"), (CHUNK / 2 + 17) as u64);
+    truncate(at("dir/large"), (CHUNK / 2 + 17) as u64);
     let sparse = at("dir/sparse");
     let handle = fs.open_file(&ADMIN, sparse, libc::O_RDWR).unwrap();
     fs.fallocate(
@@ -52,7 +52,7 @@ fn change(fs: &Filesystem, seed: u8) {
     )
     .unwrap();
     fs.release(sparse, handle);
-    cut(at("dir/copy"), PAGE as u64);
+    truncate(at("dir/copy"), PAGE as u64);
     put(fs, at("dir"), "copy", &[(CHUNK - 5, &pattern(seed, 0, 50))]);
     fs.sync().unwrap();
 }
@@ -69,9 +69,9 @@ fn a_deployed_volume_holds_what_the_image_sees() {
     );
     assert_eq!(made.linked, made.objects);
     assert_eq!(made.inodes, counted.inodes);
-    let found = disk.audit("copy");
-    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
-    assert_eq!(found.pages * 4096, made.bytes);
+    let counts = disk.audit("copy");
+    assert_eq!((counts.objects, counts.inodes), (made.objects, made.inodes));
+    assert_eq!(counts.pages * 4096, made.bytes);
     assert_eq!(disk.tree("copy"), before);
     assert_eq!(disk.tree("source"), before);
     // Every object is the very file of the source, under the same name.
@@ -111,7 +111,7 @@ fn source_and_copy_change_independently() {
     assert_ne!(disk.tree("source"), changed);
     let last = disk.tree("copy");
     assert_eq!(disk.tree_of("source", "copy"), before, "the image itself");
-    // All of one goes.
+    // Everything in one volume is removed.
     disk.with("source", |fs| {
         fs.delete_view(ViewKind::Image, "copy").unwrap();
         let dir = find(fs, "dir");
@@ -163,7 +163,7 @@ fn a_copy_of_a_copy() {
 }
 
 #[test]
-fn unlinked_files_in_use_stay_behind() {
+fn unlinked_files_in_use_are_left_out() {
     let disk = filled();
     let fs = disk.open("source");
     let (attr, handle) = fs
@@ -203,7 +203,7 @@ fn without_links_it_is_a_copy() {
         let path = StorePath::new(&format!("copy/objects/{name}"));
         assert_eq!(disk.store.info(&path).unwrap().links, 1);
     }
-    // Links that run out in the middle: file by file.
+    // The link limit is reached half-way: the rest is decided file by file.
     let count = std::sync::atomic::AtomicUsize::new(0);
     let rule = move |call: &bilayer::store::faulty::Call<'_>| {
         call.kind == CallKind::Link && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= 2
@@ -243,7 +243,7 @@ fn into_another_store() {
 fn a_missing_object_is_named_and_nothing_is_left() {
     let disk = filled();
     let source = disk.at("source");
-    // What no record names does not matter.
+    // Objects that no record names do not matter.
     source.create_dir(&StorePath::new("objects/notes")).unwrap();
     source
         .open(&StorePath::new("objects/00000001.txt"), OpenMode::CreateNew)
@@ -287,7 +287,7 @@ fn sizes() {
     let size = 2 * least;
     disk.deploy_with("source", "small", &with(size)).unwrap();
     disk.with("small", |fs| assert_eq!(fs.usage().limit_bytes, Some(size)));
-    // What is inherited counts, and the limit is inherited.
+    // Inherited data counts, and the limit is inherited.
     disk.deploy("small", "again");
     disk.with("again", |fs| {
         assert_eq!(fs.usage().limit_bytes, Some(size));
@@ -303,7 +303,7 @@ fn sizes() {
 }
 
 #[test]
-fn a_place_that_is_taken_is_refused() {
+fn an_occupied_directory_is_refused() {
     let disk = filled();
     for name in ["source", "copy"] {
         disk.with("source", |fs| make_image(fs, name));

@@ -1,4 +1,4 @@
-//! Deploying on real filesystems: which objects are linked, share blocks, or are copied.
+//! Deployments on real filesystems: which objects are linked, reflinked, or copied.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,12 @@ use crate::real::{command, have, need, run};
 use bilayer::fs::types::Owner;
 use bilayer::store::directory::DirectoryStore;
 
-/// Mounts of a test, unmounted at its end.
+/// Mounts of a test, unmounted on drop.
 #[derive(Default)]
 struct Mounts(Vec<PathBuf>);
 
 impl Mounts {
-    /// Mounts with these arguments of mount(8); why not, where it cannot be done.
+    /// Mounts with these arguments of mount(8). Returns the reason if that fails.
     fn add(&mut self, options: &[&str], from: &Path, dir: &Path) -> Result<(), String> {
         std::fs::create_dir_all(dir).unwrap();
         let mounted = run(command("mount", options).arg(from).arg(dir));
@@ -46,12 +46,12 @@ fn open_at(dir: &Path, keystore: &Path) -> Volume {
 
 fn tree_at(dir: &Path, keystore: &Path) -> Tree {
     let fs = Filesystem::open(open_at(dir, keystore), quiet()).unwrap();
-    let found = tree(&fs);
+    let contents = tree(&fs);
     fs.close().unwrap();
-    found
+    contents
 }
 
-/// Makes a volume with an image "golden"; gives what it holds.
+/// Creates a volume with an image "golden". Returns its contents.
 fn make_source(dir: &Path, keystore: &Path) -> Tree {
     let options = CreateOptions {
         keystore: keystore.to_owned(),
@@ -114,7 +114,8 @@ fn links_then_reflinks_then_copies() {
     let keystore = path("platform");
     let (source, other) = (disk.join("source"), path("elsewhere"));
     let expected = make_source(&source, &keystore);
-    // On the same mount; on another mount of the same filesystem, which allows no link; elsewhere.
+    // On the same mount; on another mount of the same filesystem, which permits no link; on another
+    // filesystem.
     let linked = deploy_golden(&source, &disk.join("linked"), &keystore);
     assert_eq!(linked.linked, linked.objects);
     let reflinked = deploy_golden(&source, &bound.join("reflinked"), &keystore);

@@ -1,4 +1,4 @@
-//! Exports and imports: what arrives, under which keys, and that nothing else arrives.
+//! Exports and imports: which contents arrive, under which keys, and that nothing else arrives.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub(super) fn passphrase(disk: &Disk, name: &str, text: &str) -> PassphraseSourc
     PassphraseSource::File(path)
 }
 
-/// Makes an image of a closed volume, where there is none, and exports it.
+/// Creates an image of a closed volume, unless it has one, and exports it.
 pub(super) fn export_from(
     disk: &Disk,
     name: &str,
@@ -70,9 +70,9 @@ fn export_with(
     };
     let mut stream = Vec::new();
     let result = export(&source, MADE, options, &mut stream, &NoProgress);
-    // The export is what is asked about.
+    // Only the result of the export matters.
     let _ = meta.close();
-    result.map(|told| (stream, told))
+    result.map(|exported| (stream, exported))
 }
 
 pub(super) fn import_options(disk: &Disk) -> ImportOptions {
@@ -91,7 +91,7 @@ pub(super) fn import_to(
     import(&mut &*stream, disk.at(name), options, &NoProgress)
 }
 
-/// An import that must fail, and leave nothing.
+/// An import that must fail and leave nothing.
 #[track_caller]
 pub(super) fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> ImageError {
     let error = import_to(disk, "refused", stream, options).expect_err("refused");
@@ -100,14 +100,14 @@ pub(super) fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> Im
     error
 }
 
-/// How an image travels.
+/// How an image is transported.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     /// The image is under a customer key.
     customer: bool,
-    /// It travels under a passphrase, to a machine with another keystore.
+    /// It is sealed under a passphrase, for a machine with another keystore.
     passphrase: bool,
-    /// It is put under another customer key on arrival.
+    /// The new volume is under another customer key.
     another: bool,
 }
 
@@ -122,13 +122,13 @@ fn check_case(case: Case) {
         true => Transport::Passphrase(passphrase(&here, "words", "correct horse\n")),
     };
     let listed = here.at("source").list(&StorePath::root()).unwrap();
-    let (stream, told) = export_from(&here, "source", transport).unwrap();
+    let (stream, exported) = export_from(&here, "source", transport).unwrap();
     assert_eq!(
         here.at("source").list(&StorePath::root()).unwrap(),
         listed,
         "nothing is left behind"
     );
-    assert_eq!(told.bytes, stream.len() as u64);
+    assert_eq!(exported.bytes, stream.len() as u64);
     assert_eq!(here.tree("source"), before);
 
     let there = Disk::new();
@@ -146,11 +146,14 @@ fn check_case(case: Case) {
         counted.objects - 1,
         "one was for a reservation"
     );
-    assert_eq!((made.objects, made.inodes), (told.objects, counted.inodes));
+    assert_eq!(
+        (made.objects, made.inodes),
+        (exported.objects, counted.inodes)
+    );
     assert_eq!(there.tree("copy"), before);
-    let found = there.audit("copy");
-    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
-    assert_eq!(found.pages * 4096, made.bytes);
+    let counts = there.audit("copy");
+    assert_eq!((counts.objects, counts.inodes), (made.objects, made.inodes));
+    assert_eq!(counts.pages * 4096, made.bytes);
     check_keys(&here, there, &made);
     // It is a volume like any other.
     there.with("copy", |fs| {
@@ -168,8 +171,8 @@ fn check_case(case: Case) {
     }
 }
 
-/// All contents under the set of the export, which is none of the source's, and new ones under a
-/// set of its own.
+/// All contents are under the export's set, which is none of the source's, and new contents under a
+/// set of the volume's own.
 fn check_keys(here: &Disk, there: &Disk, made: &Imported) {
     let source = here.volume("source", None).unwrap();
     let copy = there.volume("copy", None).unwrap();
@@ -279,7 +282,8 @@ fn an_export_of_an_import_and_of_a_deployed_volume() {
     assert_eq!(epochs, [1, 2], "that of the export, and its own");
 }
 
-/// What was written since the image was made stays at home, on top of what travels.
+/// Data that was written after the image was taken is not exported, although it is above the
+/// exported parts.
 #[test]
 fn an_image_of_the_past() {
     let disk = Disk::new();
@@ -330,9 +334,10 @@ fn sizes_are_inherited_or_given() {
     assert!(matches!(error, ImageError::TooSmall { .. }), "{error:?}");
 }
 
-/// Neither plaintext nor a key, and no page of the volume: all of it is under the stream's own set.
+/// Neither plaintext nor a key, and no page of the volume: everything is under the stream's own
+/// set.
 #[test]
-fn the_stream_holds_sealed_bytes_alone() {
+fn the_stream_holds_only_sealed_bytes() {
     let disk = Disk::new();
     disk.create("source", None);
     let secret = b"a line that nobody but its owner is to see, in a file and in a name";
@@ -392,10 +397,10 @@ fn a_damaged_image_is_not_exported() {
     file.write_at(&[byte[0] ^ 1], 4096 + 100).unwrap();
     let error = export_from(&disk, "source", Transport::Keystore).unwrap_err();
     assert!(matches!(error, ImageError::Page { .. }), "{error:?}");
-    let told = error.to_string();
+    let message = error.to_string();
     assert!(
-        told.contains(&name.object.to_string()) && told.contains("page 1"),
-        "{told}"
+        message.contains(&name.object.to_string()) && message.contains("page 1"),
+        "{message}"
     );
     disk.at("source").unlink(&path).unwrap();
     let error = export_from(&disk, "source", Transport::Keystore).unwrap_err();
@@ -406,7 +411,7 @@ fn a_damaged_image_is_not_exported() {
 }
 
 #[test]
-fn keys_that_are_not_the_right_ones() {
+fn wrong_keys_are_refused() {
     let (here, there) = (Disk::new(), Disk::new());
     here.create("source", None);
     let (stream, _) = export_from(&here, "source", Transport::Keystore).unwrap();
@@ -444,7 +449,7 @@ fn keys_that_are_not_the_right_ones() {
 }
 
 #[test]
-fn customer_keys_that_are_not_the_right_ones() {
+fn wrong_customer_keys_are_refused() {
     let disk = Disk::new();
     let (own, other) = (new_key(&disk, "a.pem"), new_key(&disk, "b.pem"));
     disk.create("source", Some(&own));
@@ -454,7 +459,7 @@ fn customer_keys_that_are_not_the_right_ones() {
         new_customer_key,
         ..import_options(&disk)
     };
-    // Another key on arrival does not do without the one it is under.
+    // Naming another key for the new volume does not replace the key of the stream.
     for options in [with(None, None), with(None, Some(other.clone()))] {
         let error = refused(&disk, &stream, &options);
         assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{error}");
@@ -465,8 +470,8 @@ fn customer_keys_that_are_not_the_right_ones() {
     import_to(&disk, "copy", &stream, &with(Some(own), None)).unwrap();
 }
 
-/// For somebody else's customer key, of which the public half is there: that one opens it, and the
-/// source's does not.
+/// For the customer key of another holder, of which the public half is given: that key opens it,
+/// and the source's does not.
 #[test]
 fn for_another_customer_key() {
     for customer in [false, true] {

@@ -8,7 +8,7 @@ use bilayer::image::{Transport, import};
 use bilayer::keys::ErrorKind;
 use bilayer::store::memory::MemoryStore;
 
-/// Where the sections of a stream begin.
+/// Offsets at which the sections of a stream begin.
 pub(super) struct Borders {
     metadata: usize,
     /// Objects, each with its announcement.
@@ -46,7 +46,7 @@ impl Borders {
     }
 }
 
-/// A stream with a few small objects, and where it was made.
+/// A stream with a few small objects, and where it was created.
 fn small() -> (Disk, Vec<u8>) {
     let disk = Disk::new();
     disk.create("source", None);
@@ -118,11 +118,11 @@ fn every_end_but_the_right_one_is_refused() {
     ]);
     for end in ends {
         let error = refused(&disk, &stream[..end], &options);
-        let cut = matches!(
+        let is_end = matches!(
             error,
             ImageError::Stream(StreamError::CutOff { .. } | StreamError::NotAnExport)
         );
-        assert!(cut, "{end}: {error:?}");
+        assert!(is_end, "{end}: {error:?}");
     }
     for more in [&b"\0"[..], &stream] {
         let error = refused(&disk, &[&*stream, more].concat(), &options);
@@ -133,7 +133,8 @@ fn every_end_but_the_right_one_is_refused() {
     }
 }
 
-/// Objects of the same length change places: names say so, and without them the pages do.
+/// Objects of the same length are exchanged: their names reveal it, and without them their pages
+/// do.
 #[test]
 fn objects_and_pages_stay_where_they_are() {
     let (disk, stream) = small();
@@ -172,7 +173,7 @@ fn objects_and_pages_stay_where_they_are() {
     }
 }
 
-/// Two exports of one image have nothing in common: parts of one do not do in the other.
+/// Two exports of one image have nothing in common: parts of one are refused in the other.
 #[test]
 fn parts_of_two_exports_do_not_mix() {
     let (disk, stream) = small();
@@ -200,7 +201,7 @@ fn parts_of_two_exports_do_not_mix() {
 }
 
 #[test]
-fn a_place_that_is_taken_is_refused_and_left_alone() {
+fn an_occupied_directory_is_refused_and_unchanged() {
     let (disk, stream) = small();
     let before = disk.tree("source");
     let error = import_to(&disk, "source", &stream, &import_options(&disk)).unwrap_err();

@@ -1,4 +1,4 @@
-//! The power fails, or the disk does, at every call of an export and of an import.
+//! A power cut, or an error of the disk, at every call of an export and of an import.
 
 use super::export::{IMAGE, export_image, import_options};
 use super::*;
@@ -7,7 +7,7 @@ use bilayer::image::{Transport, import};
 use bilayer::store::faulty::{Fault, WriteUnit};
 use bilayer::store::memory::MemoryStore;
 
-/// A disk with a small volume and an empty directory, what is in the volume, and its export.
+/// A disk with a small volume and an empty directory, the volume's contents, and its export.
 struct Base {
     store: MemoryStore,
     keystore: Arc<tempfile::TempDir>,
@@ -67,7 +67,7 @@ impl Base {
 
 fn has_name(disk: &Disk, volume: &str, name: &str) -> bool {
     let listed = disk.at(volume).list(&StorePath::root()).unwrap();
-    listed.iter().any(|(found, _)| found == name)
+    listed.iter().any(|(entry, _)| entry == name)
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn an_error_at_every_call_of_an_import_takes_the_target_away() {
     }
 }
 
-/// The volume is as it was, and what the export wrote beside it is gone with the next opening.
+/// The volume is unchanged, and the next opening removes files that the export created beside it.
 #[test]
 fn a_cut_at_every_call_of_an_export() {
     let base = Base::new();

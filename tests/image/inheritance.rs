@@ -1,6 +1,6 @@
-//! Key sets of a deployed volume. Under the source's customer key and keystore: the source's sets
-//! in both layers for what it inherited, and its own fresh set for what it writes. Under any other
-//! key or keystore: only its own set. It is never protected less than the source.
+//! Key sets of a deployed volume. Under the source's customer key and keystore it has the source's
+//! sets in both layers for inherited data, and its own fresh set for new data. Under any other key
+//! or keystore it has only its own set. It is never protected less than the source.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use bilayer::volume::header::KeySetState;
 /// Bytes of a page of `meta` on the disk.
 const META_STRIDE: usize = 4608;
 
-/// Makes an RSA key below the keystore's directory.
+/// Creates an RSA key below the keystore's directory.
 pub(super) fn new_key(disk: &Disk, name: &str) -> KeyUri {
     let path = disk.keystore.path().join(name);
     generate(&path, 2048, None).unwrap();
@@ -41,7 +41,7 @@ pub(super) fn parts(volume: &Volume) -> Vec<Part> {
     parts_of(volume, View::LIVE)
 }
 
-/// The same of any view.
+/// All parts that a view of a closed volume names.
 pub(super) fn parts_of(volume: &Volume, view: View) -> Vec<Part> {
     let meta = open_meta(volume).unwrap();
     let rows = meta
@@ -58,7 +58,7 @@ pub(super) fn parts_of(volume: &Volume, view: View) -> Vec<Part> {
         .collect()
 }
 
-/// The epoch that the header of a sealed page says.
+/// The epoch in the header of a sealed page.
 pub(super) fn epoch_of(page: &[u8]) -> u32 {
     u32::from_le_bytes(page[44..48].try_into().unwrap())
 }
@@ -71,7 +71,7 @@ fn bytes_of(volume: &Volume, path: &str) -> Vec<u8> {
     bytes
 }
 
-/// How many of a part's pages open under a set.
+/// The number of a part's pages that open under a set.
 fn opening(volume: &Volume, part: &Part, set: &Arc<KeySet>) -> u32 {
     let path = format!(
         "objects/{:08x}/{}",
@@ -88,7 +88,7 @@ fn opening(volume: &Volume, part: &Part, set: &Arc<KeySet>) -> u32 {
     pages.filter(opens).count() as u32
 }
 
-/// Every page that `part` has is sealed under `set` in both layers, and says its epoch.
+/// Every page of `part` is sealed under `set` in both layers, and states its epoch.
 pub(super) fn check_part(volume: &Volume, part: &Part, set: &Arc<KeySet>, others: &[Arc<KeySet>]) {
     assert_eq!(part.id.epoch, set.epoch);
     let path = format!(
@@ -103,7 +103,7 @@ pub(super) fn check_part(volume: &Volume, part: &Part, set: &Arc<KeySet>, others
     assert_eq!(opening(volume, part, set), part.pages.len());
     for other in others.iter().filter(|other| other.id != set.id) {
         assert_eq!(opening(volume, part, other), 0, "another set");
-        // One layer's key alone opens nothing.
+        // The key of one layer alone opens nothing.
         assert_eq!(opening(volume, part, &mixed(set, other)), 0, "outer layer");
         let half = Arc::new(KeySet {
             id: set.id,
@@ -129,7 +129,7 @@ pub(super) fn check_meta(volume: &Volume) {
     assert!(count > 2);
 }
 
-/// How a deployment is asked for, and what comes of it.
+/// A requested deployment, and its outcome.
 struct Case {
     source: Option<&'static str>,
     named: Option<&'static str>,
@@ -200,7 +200,7 @@ fn check_case(case: &Case) {
     }
 }
 
-/// What was inherited is the source's, under the source's set; what is new is under the copy's.
+/// Inherited data is the source's, under the source's set; new data is under the copy's.
 fn check_inherited(source: &Volume, copy: &Volume) {
     let (old, fresh) = (source.keys.active(), copy.keys.active());
     assert_eq!((old.epoch, fresh.epoch), (Epoch(1), Epoch(2)));
@@ -224,7 +224,7 @@ fn check_inherited(source: &Volume, copy: &Volume) {
     }
 }
 
-/// Nothing of the copy is under a set of the source, and no set of the source is in the copy.
+/// No data of the copy is under a set of the source, and no set of the source is in the copy.
 pub(super) fn check_resealed(source: &Volume, copy: &Volume) {
     let own = copy.keys.active();
     for old in source.keys.iter() {
@@ -246,7 +246,7 @@ pub(super) fn check_resealed(source: &Volume, copy: &Volume) {
     }
 }
 
-/// Makes the key where it is not there yet.
+/// Creates the key if it does not exist yet.
 fn new_key_once(disk: &Disk, name: &str) -> KeyUri {
     let path = disk.keystore.path().join(name);
     match path.exists() {
@@ -337,8 +337,8 @@ fn another_keystore_is_another_holder() {
     }
 }
 
-/// A copy of the keystore is the same holder. One that only says it is the same, is not: anybody
-/// who may ask for a deployment could make it.
+/// A copy of the keystore is the same holder. A keystore that only has the same id is not: anybody
+/// who may request a deployment could create it.
 #[test]
 fn a_keystore_is_known_by_its_keys() {
     let disk = Disk::new();

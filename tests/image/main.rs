@@ -45,7 +45,7 @@ impl Disk {
         }
     }
 
-    /// The directory of a volume; made where missing.
+    /// The directory of a volume, created if missing.
     fn at(&self, name: &str) -> Arc<dyn Store> {
         let path = StorePath::new(name);
         match self.store.info(&path) {
@@ -53,13 +53,13 @@ impl Disk {
                 self.store.create_dir(&path).unwrap();
                 self.store.sync_dir(&StorePath::root()).unwrap();
             }
-            // A store that fails says so to whoever uses it.
+            // A failing store passes its errors on.
             _ => {}
         }
         Arc::new(SubStore::over(Arc::new(self.store.clone()), path))
     }
 
-    /// Makes a volume with an empty filesystem.
+    /// Creates a volume with an empty filesystem.
     fn create(&self, name: &str, key: Option<&KeyUri>) {
         let options = CreateOptions {
             customer_key: key.cloned(),
@@ -94,22 +94,22 @@ impl Disk {
         result
     }
 
-    /// Everything a filesystem holds.
+    /// All contents of a filesystem.
     fn tree(&self, name: &str) -> Tree {
         self.with(name, tree)
     }
 
-    /// Everything an image holds.
+    /// All contents of an image.
     fn tree_of(&self, name: &str, image: &str) -> Tree {
         self.with(name, |fs| {
-            let mut found = Tree::new();
-            add(fs, find(fs, &format!(".images/{image}")), "", &mut found);
-            found
+            let mut entries = Tree::new();
+            add(fs, find(fs, &format!(".images/{image}")), "", &mut entries);
+            entries
         })
     }
 
     /// Counts everything in a closed volume again.
-    fn audit(&self, name: &str) -> support::audit::Found {
+    fn audit(&self, name: &str) -> support::audit::Totals {
         support::audit::audit_volume(&self.volume(name, None).unwrap())
     }
 
@@ -120,13 +120,13 @@ impl Disk {
         }
     }
 
-    /// Makes an image of a closed volume and deploys it.
+    /// Creates an image of a closed volume and deploys it.
     fn deploy(&self, from: &str, to: &str) -> Deployed {
         self.with(from, |fs| make_image(fs, to));
         self.deploy_with(from, to, &self.options()).unwrap()
     }
 
-    /// Deploys the image named as the new volume, of a closed volume.
+    /// Deploys the image of this name, of a closed volume, as the new volume.
     fn deploy_with(
         &self,
         from: &str,
@@ -145,13 +145,13 @@ impl Disk {
             image: to,
         };
         let result = deploy(&source, self.at(to), options, &NoProgress);
-        // The deployment is what is asked about.
+        // Only the result of the deployment matters.
         let _ = meta.close();
         result
     }
 }
 
-/// Makes an image where there is none of that name.
+/// Creates an image unless there is one of that name.
 fn make_image(fs: &Filesystem, name: &str) {
     match fs.create_view(ViewKind::Image, name, None, "") {
         Ok(_) | Err(ViewError::Exists { .. }) => {}
@@ -168,16 +168,16 @@ fn open_meta(volume: &Volume) -> Result<Meta, ImageError> {
     Ok(Meta::open(file, 4 << 20)?)
 }
 
-/// Path, and all that can be seen of the file there.
+/// A path, and everything visible about the file there.
 type Tree = BTreeMap<String, (String, Vec<u8>)>;
 
 fn tree(fs: &Filesystem) -> Tree {
-    let mut found = Tree::new();
-    add(fs, ROOT, "", &mut found);
-    found
+    let mut entries = Tree::new();
+    add(fs, ROOT, "", &mut entries);
+    entries
 }
 
-fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
+fn add(fs: &Filesystem, node: NodeId, path: &str, entries: &mut Tree) {
     let attr = fs.getattr(node).unwrap();
     let mut xattrs = Vec::new();
     for name in fs.list_xattr(&ADMIN, node).unwrap().split(|b| *b == 0) {
@@ -190,7 +190,7 @@ fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
         FileKind::Symlink => fs.readlink(node).unwrap(),
         _ => Vec::new(),
     };
-    // Blocks are not compared: reservations of space are not inherited. Nor is the time of access.
+    // Blocks are not compared, since reservations are not inherited. Nor is the time of access.
     let seen = format!(
         "{:?} {:o} {} {} {} {} {:?} {:?} {:?} {xattrs:?}",
         attr.kind,
@@ -203,13 +203,13 @@ fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
         attr.ctime,
         attr.crtime
     );
-    found.insert(path.to_owned(), (seen, bytes));
+    entries.insert(path.to_owned(), (seen, bytes));
     if attr.kind != FileKind::Directory {
         return;
     }
     for name in names(fs, node) {
         let child = fs.lookup(node, name.as_bytes()).unwrap().node;
-        add(fs, child, &format!("{path}/{name}"), found);
+        add(fs, child, &format!("{path}/{name}"), entries);
         fs.forget(child, 1);
     }
 }
@@ -237,7 +237,7 @@ fn read(fs: &Filesystem, node: NodeId) -> Vec<u8> {
     bytes
 }
 
-/// Makes a file, or writes to one that is there, and makes it durable.
+/// Creates a file, or writes to an existing one, and makes it durable.
 fn put(fs: &Filesystem, parent: NodeId, name: &str, pieces: &[(usize, &[u8])]) -> NodeId {
     let (node, handle) = match fs.lookup(parent, name.as_bytes()) {
         Ok(attr) => (
@@ -260,7 +260,7 @@ fn put(fs: &Filesystem, parent: NodeId, name: &str, pieces: &[(usize, &[u8])]) -
     node
 }
 
-/// Files of every sort.
+/// Files of every kind.
 fn fill(fs: &Filesystem, seed: u8) {
     let dir = fs.mkdir(&USER, ROOT, b"dir", 0o750).unwrap().node;
     put(fs, ROOT, "empty", &[]);
@@ -290,7 +290,7 @@ fn fill(fs: &Filesystem, seed: u8) {
     }
     fs.fsync(copy.node, handle, false).unwrap();
     fs.release(copy.node, handle);
-    // Reserved, in part written, in part beyond the end.
+    // Reserved, partly written, partly beyond the end.
     let (reserved, handle) = fs
         .create(&USER, ROOT, b"reserved", 0o600, libc::O_RDWR)
         .unwrap();
@@ -324,11 +324,9 @@ fn find(fs: &Filesystem, path: &str) -> NodeId {
     path.split('/')
         .filter(|part| !part.is_empty())
         .fold(ROOT, |node, part| {
-            let found = fs.lookup(node, part.as_bytes());
-            let found = found
-                .unwrap_or_else(|error| panic!("{path}: {error:?}"))
-                .node;
-            fs.forget(found, 1);
-            found
+            let entry = fs.lookup(node, part.as_bytes());
+            let entry = entry.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+            fs.forget(entry.node, 1);
+            entry.node
         })
 }

@@ -1,9 +1,9 @@
 //! Inheritance, case by case: both key modes, and for each a snapshot, an image, an image of a
 //! snapshot, a deployed volume, a snapshot of that, a deployment of its image, a deployment to
 //! another customer key, an import. Every part of every view is checked: inherited parts are sealed
-//! under the source's keys in both layers, later ones under the volume's own fresh set, and what
-//! went to another holder under a set that the source never had. No volume is protected less than
-//! its source, and without the customer key nothing of it opens.
+//! under the source's keys in both layers, later ones under the volume's own fresh set, and parts
+//! for another holder under a set that the source never had. No volume is protected less than its
+//! source, and without the customer key nothing of it opens.
 
 use super::export::{IMAGE, export_image, import_options};
 use super::inheritance::{check_meta, check_part, new_key, parts_of};
@@ -13,7 +13,7 @@ use bilayer::image::{ImportOptions, Transport, import};
 use bilayer::layers::KeySet;
 use bilayer::volume::KeyMode;
 
-/// Which epochs the parts of a view are to be sealed under.
+/// The epochs under which the parts of a view are expected to be sealed.
 struct Expected<'a> {
     volume: &'a str,
     /// Kind and name; `None` for the live view.
@@ -24,7 +24,7 @@ struct Expected<'a> {
 const SNAPSHOT: ViewKind = ViewKind::Snapshot;
 const IMAGES: ViewKind = ViewKind::Image;
 
-/// What every volume writes after it was made.
+/// The data that every volume writes after its creation.
 fn write_more(fs: &Filesystem, seed: u8) {
     put(
         fs,
@@ -40,7 +40,7 @@ fn take(fs: &Filesystem, kind: ViewKind, name: &str, from: Option<&str>) {
     fs.create_view(kind, name, from, "").unwrap();
 }
 
-/// Makes all volumes; the sets of a volume are known by their epochs.
+/// Creates all volumes; the sets of a volume are identified by their epochs.
 fn make_all(disk: &Disk, key: Option<&KeyUri>, other: &KeyUri) {
     disk.create("source", key);
     disk.with("source", |fs| {
@@ -95,15 +95,15 @@ fn check_view(disk: &Disk, expected: &Expected<'_>) {
         }
     };
     let sets: Vec<Arc<KeySet>> = volume.keys.iter().map(Arc::clone).collect();
-    let mut found: Vec<u32> = Vec::new();
+    let mut epochs: Vec<u32> = Vec::new();
     for part in parts_of(&volume, view) {
         let set = volume.keys.get(part.id.epoch).unwrap();
         check_part(&volume, &part, set, &sets);
-        found.push(part.id.epoch.0);
+        epochs.push(part.id.epoch.0);
     }
-    found.sort_unstable();
-    found.dedup();
-    assert_eq!(found, expected.epochs, "{}", expected.volume);
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs, expected.epochs, "{}", expected.volume);
     check_meta(&volume);
 }
 
@@ -125,8 +125,9 @@ fn check_matrix(mode: KeyMode) {
         view,
         epochs,
     };
-    // Epoch 1 is the source's; each volume made of another counts on from what it inherits. Where
-    // nothing was inherited, epoch 1 is a set of the volume's own, or that of the export.
+    // Epoch 1 is the source's; each volume made from another continues after the epochs that it
+    // inherits. If nothing was inherited, epoch 1 is a set of the volume's own, or that of the
+    // export.
     for case in [
         expected("source", None, &[1][..]),
         expected("source", Some((SNAPSHOT, "before")), &[1]),

@@ -1,5 +1,5 @@
-//! Contents that are re-sealed for another holder: what they contain, damaged pages, cancellation,
-//! and that the new volume is independent.
+//! Contents that are re-sealed for another holder: their contents, damaged pages, cancellation, and
+//! the independence of the new volume.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,7 +29,7 @@ fn deploy_image(disk: &Disk, image: &str, options: &DeployOptions) -> Result<Dep
     disk.deploy_with("source", image, options)
 }
 
-/// The bytes of an object's page as they are in its plaintext, also beyond the end of the file.
+/// The plaintext of a page of an object, also beyond the end of the file.
 fn whole_page(volume: &Volume, index: usize, page: u32) -> Vec<u8> {
     let part = &parts(volume)[index];
     let path = format!(
@@ -47,9 +47,9 @@ fn whole_page(volume: &Volume, index: usize, page: u32) -> Vec<u8> {
     out
 }
 
-/// Truncation leaves what was there in the last page, and the source's owner never shows it.
+/// A truncation leaves the old bytes in the last page, which the source never shows.
 #[test]
-fn what_was_truncated_stays_behind() {
+fn truncated_bytes_are_not_resealed() {
     let (disk, options) = disk();
     disk.with("source", |fs| {
         let node = put(fs, ROOT, "file", &[(0, &pattern(1, 0, 2 * PAGE))]);
@@ -74,7 +74,7 @@ fn what_was_truncated_stays_behind() {
     assert!(kept[10..].iter().all(|byte| *byte == 0));
 }
 
-/// One object for each chunk, holes stay holes, and a page that a newer part hides is left behind.
+/// One object for each chunk; holes stay holes, and a page that a newer part hides is not copied.
 #[test]
 fn parts_become_one_and_hidden_pages_stay_behind() {
     let (disk, options) = disk();
@@ -125,9 +125,9 @@ fn the_new_volume_is_like_any_other() {
     disk.with("source", |fs| fill(fs, 1));
     let expected = disk.tree("source");
     let made = deploy_image(&disk, "copy", &options).unwrap();
-    let found = disk.audit("copy");
-    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
-    assert_eq!(found.pages * SEALED_PAGE, made.bytes);
+    let counts = disk.audit("copy");
+    assert_eq!((counts.objects, counts.inodes), (made.objects, made.inodes));
+    assert_eq!(counts.pages * SEALED_PAGE, made.bytes);
     let ids = |volume: &Volume| -> Vec<_> { parts(volume).iter().map(|part| part.id).collect() };
     let before = ids(&disk.volume("copy", None).unwrap());
     disk.with("copy", |fs| {
@@ -143,7 +143,7 @@ fn the_new_volume_is_like_any_other() {
     assert_eq!((made.linked, made.resealed), (made.objects, 0));
     assert_eq!(disk.tree("third"), disk.tree("copy"));
     assert_eq!(disk.tree("source"), expected);
-    // New objects go into folders after those that came with it.
+    // New objects are created in folders after those of the deployment.
     disk.with("copy", |fs| {
         put(fs, ROOT, "more", &[(0, &pattern(3, 0, 3 * PAGE))]);
     });
@@ -179,7 +179,7 @@ fn a_damaged_page_stops_it_and_is_named() {
     assert!(text.contains(&name.object.to_string()), "{text}");
     assert!(text.contains("page 270"), "{text}");
     assert_eq!(disk.at("copy").list(&StorePath::root()).unwrap(), []);
-    // By links nobody looks at it.
+    // A deployment by links does not read the page.
     disk.deploy("source", "linked");
     disk.store.unlink(&path).unwrap();
     let error = deploy_image(&disk, "copy", &options).unwrap_err();
@@ -187,7 +187,7 @@ fn a_damaged_page_stops_it_and_is_named() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_begun() {
+fn a_deployment_that_does_not_fit_is_not_begun() {
     let (disk, options) = disk();
     disk.with("source", |fs| fill(fs, 1));
     let made = deploy_image(&disk, "copy", &options).unwrap();
@@ -208,7 +208,7 @@ fn what_does_not_fit_is_not_begun() {
     assert_eq!(disk.at("small").list(&StorePath::root()).unwrap(), []);
 }
 
-/// Counts, and gives up after so many bytes.
+/// Counts bytes, and cancels after a number of them.
 struct Until {
     most: u64,
     total: AtomicU64,

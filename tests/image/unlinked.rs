@@ -1,11 +1,11 @@
-//! An inode without a name when an image is made is not part of it, and neither is anything below
-//! it.
+//! An inode without a name when an image is made is not part of the image, and neither is anything
+//! below it.
 
 use super::*;
 use bilayer::fs::types::{Handle, WriteFlags};
 
-/// Puts `dir` back from a snapshot while it is open: what was replaced stays, with all its names,
-/// as a directory without a name.
+/// Restores `dir` from a snapshot while it is open: the replaced directory stays, with all its
+/// entries, as a directory without a name.
 fn replace_open_directory(fs: &Filesystem) -> (NodeId, Handle) {
     let dir = fs.mkdir(&ADMIN, ROOT, b"dir", 0o755).unwrap();
     let sub = fs.mkdir(&ADMIN, dir.node, b"sub", 0o755).unwrap();
@@ -41,9 +41,9 @@ fn a_tree_without_a_name_is_left_out() {
         .unwrap();
     fs.release_dir(node, handle);
     fs.close().unwrap();
-    // Nothing is wrong with it, link counts and counters included.
-    let found = disk.audit("copy");
-    assert_eq!(found.inodes, 6);
+    // It has no faults, link counts and counters included.
+    let counts = disk.audit("copy");
+    assert_eq!(counts.inodes, 6);
     disk.with("copy", |fs| {
         let outside = fs.lookup(ROOT, b"outside").unwrap();
         assert_eq!(outside.nlink, 1);

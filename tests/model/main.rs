@@ -14,7 +14,7 @@ use support::operation::{Operation, operation};
 use support::world::World;
 use support::{CHUNK, Mount};
 
-/// No file begins to grow beyond this.
+/// No operation grows a file that is larger than this.
 const LARGEST: usize = 2 * CHUNK + 20_000;
 /// Operations between comparisons of everything.
 const COMPARE_EVERY: usize = 40;
@@ -44,7 +44,7 @@ fn run(operations: &[Operation]) {
     leave_nothing(world);
 }
 
-/// True for what may have lost or mixed up anything.
+/// True for operations that could lose or mix up anything.
 fn returns(operation: &Operation) -> bool {
     matches!(
         operation,
@@ -52,7 +52,7 @@ fn returns(operation: &Operation) -> bool {
     )
 }
 
-/// When all views have gone, what only they held has gone too: the audit says so.
+/// When all views are deleted, the space that only they used is free: the audit counts it.
 fn leave_nothing(mut world: World) {
     while let Some(kept) = world.kept.pop() {
         world.mount().fs.delete_view(kept.kind, &kept.name).unwrap();
@@ -62,7 +62,7 @@ fn leave_nothing(mut world: World) {
     world.mount.take().unwrap().finish();
 }
 
-/// `n` operations of a seed.
+/// Runs `n` operations of a seed.
 fn operations(seed: u64, n: usize) -> Vec<Operation> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

@@ -59,7 +59,7 @@ fn work(mount: &Mount, files: &[NodeId], counter: &AtomicU64, seed: u64, until: 
             match random.below(16) {
                 0..6 => {
                     let word = counter.fetch_add(1, Ordering::SeqCst) + 1;
-                    // One page a write: a longer write is not atomic to readers.
+                    // One page per write: a longer write is not atomic to readers.
                     let bytes = word.to_le_bytes().repeat(PAGE / 8);
                     mount.put(node, handle, offset, &bytes);
                 }

@@ -1,9 +1,10 @@
 //! Threads that write, sync, rename and truncate while another one takes and deletes snapshots
 //! continuously.
 //!
-//! Each writer counts: the number goes into file A, then B, then a name, then a small file C, each
-//! after the previous call has returned. A snapshot is one instant of all that: A >= B >= name >= C
-//! >= A - 1. It contains every call that had returned when it was requested, and does not change.
+//! Each writer counts: it writes the number to file A, then to B, then to a name, then to a small
+//! file C, each after the previous call has returned. A snapshot is one instant of all that: A ≥ B
+//! ≥ name ≥ C ≥ A - 1. It contains every call that had returned when it was requested, and does not
+//! change.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,12 +17,12 @@ use bilayer::fs::types::{DirentRef, Fallocate, NodeId, RenameFlags};
 use crate::support::{Mount, PAGE, ROOT, USER, quiet};
 
 const WRITERS: usize = 3;
-/// Snapshots at a time.
+/// Number of snapshots at a time.
 const KEPT: usize = 4;
 const RUN: Duration = Duration::from_secs(5);
 const WATCHDOG: Duration = Duration::from_secs(60);
 
-/// What a writer shows.
+/// The visible state of a writer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Counts {
     first: u64,
@@ -30,7 +31,7 @@ struct Counts {
     small: u64,
 }
 
-/// How far a writer is.
+/// The progress of a writer.
 #[derive(Default)]
 struct Progress {
     begun: AtomicU64,
@@ -57,7 +58,7 @@ fn name_of(number: u64) -> String {
     format!("at-{number}")
 }
 
-/// Counts until told to stop.
+/// Counts until `stop` is set.
 fn write(mount: &Mount, dir: NodeId, progress: &Progress, stop: &AtomicBool) {
     let (first, first_handle) = mount.create(dir, "a");
     let (second, second_handle) = mount.create(dir, "b");
@@ -104,7 +105,7 @@ fn write(mount: &Mount, dir: NodeId, progress: &Progress, stop: &AtomicBool) {
     fs.release(small, small_handle);
 }
 
-/// What a view shows of one writer; nothing where it had not begun.
+/// The state of one writer in a view; `None` if the writer had not begun.
 fn counts(mount: &Mount, top: NodeId, writer: usize) -> Counts {
     let dir = mount
         .lookup(top, format!("w{writer}").as_bytes())
@@ -170,7 +171,7 @@ impl Taken {
     }
 }
 
-/// Takes and drops snapshots until told to stop; the answer is those that are left.
+/// Takes and drops snapshots until `stop` is set; returns those that are left.
 fn take(mount: &Mount, progress: &[Progress], stop: &AtomicBool) -> (Vec<Taken>, u64) {
     let mut kept: Vec<Taken> = Vec::new();
     let mut taken = 0;
@@ -193,7 +194,7 @@ fn take(mount: &Mount, progress: &[Progress], stop: &AtomicBool) -> (Vec<Taken>,
         }
         kept.push(Taken { name, counts });
         if kept.len() > KEPT {
-            // The oldest, the newest and those between.
+            // The oldest, the newest and some between.
             let which = (taken as usize * 7) % kept.len();
             kept.remove(which).drop(mount);
         }

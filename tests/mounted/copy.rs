@@ -1,4 +1,4 @@
-//! Large copies: what comes back is what was copied, and the volume shows nothing of it.
+//! Large copies: they read back identical, and the volume reveals nothing of their contents.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -63,7 +63,7 @@ fn a_copied_tree_comes_back_and_the_volume_reveals_nothing() {
 
 fn assert_same(source: &Path, mounted: &Mounted<'_>) {
     let copied = mounted.dir().join(source.file_name().unwrap());
-    // diff takes two fifos for different whatever they are; rsync compares them.
+    // diff reports two fifos as different in any case; rsync compares them.
     let mut diff = command("diff", ["-r", "--no-dereference", "-x", "fifo"]);
     run_within(diff.arg(source).arg(&copied), LIMIT).silent();
     let with_slash = |path: &Path| format!("{}/", path.display());
@@ -72,13 +72,14 @@ fn assert_same(source: &Path, mounted: &Mounted<'_>) {
     run_within(&mut rsync, LIMIT).silent();
 }
 
-/// No name and no line of the sources is in the volume. The same search finds them in the sources.
+/// The volume contains no name and no line of the sources. The same search finds them in the
+/// sources.
 fn assert_nothing_is_found(place: &Place, sources: &[PathBuf], volume: &Path) {
     let (mut names, mut lines) = (BTreeSet::new(), BTreeSet::new());
     for source in sources {
         collect(source, &mut names, &mut lines);
     }
-    // Words of the superblock, which are names of headers too.
+    // Words of the superblock that are also the names of C headers.
     place.run("create empty").done();
     let said = fs::read_to_string(place.path("empty/volume.json")).unwrap();
     names.retain(|name| !said.contains(name));
@@ -105,11 +106,11 @@ fn assert_nothing_is_found(place: &Place, sources: &[PathBuf], volume: &Path) {
         "{}",
         in_volume.stderr
     );
-    let found = run_within(command("find", [volume]).args(["-name", "*guess*"]), LIMIT).done();
-    assert_eq!(found.stdout, "");
+    let matches = run_within(command("find", [volume]).args(["-name", "*guess*"]), LIMIT).done();
+    assert_eq!(matches.stdout, "");
 }
 
-/// Names long enough not to turn up by chance, and lines of text.
+/// Names that are long enough not to occur by chance, and lines of text.
 fn collect(dir: &Path, names: &mut BTreeSet<String>, lines: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
@@ -132,7 +133,7 @@ fn collect(dir: &Path, names: &mut BTreeSet<String>, lines: &mut BTreeSet<String
     }
 }
 
-/// Every page's payload is noise; returns how many there were.
+/// Every page's payload looks like noise. Returns the number of pages.
 fn assert_noise(volume: &Path) -> usize {
     let mut pages = 0;
     for folder in fs::read_dir(volume.join("objects")).unwrap() {
@@ -149,13 +150,13 @@ fn check_pages(path: &Path, stride: usize, page: usize) -> usize {
     File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
     let mut pages = 0;
     for (number, stride) in bytes.chunks(stride).enumerate() {
-        // What was never written or was punched out is a hole of the backing file.
+        // Pages that were never written or were punched are holes of the backing file.
         if stride.iter().all(|&byte| byte == 0) {
             continue;
         }
         assert!(
             stride.len() >= page,
-            "{}: page {number} is cut off",
+            "{}: page {number} is incomplete",
             path.display()
         );
         let payload = &stride[PAGE_HEADER_BYTES..page];

@@ -1,4 +1,4 @@
-//! What mount(8) says and how it ends when it does not mount.
+//! Messages and exit codes of mount(8) when the mount fails.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use crate::users::AS_OTHER;
 
 const TEST: &str = "mount-errors";
 
-/// Words for mount(8), its exit code, what the first line says, and what the second advises.
+/// Arguments of mount(8), its exit code, and parts of the first line and of the hint.
 const TABLE: [(&str, i32, &str, &str); 17] = [
     ("nowhere mnt", 32, "cannot find ", "bilayer create"),
     ("mnt mnt2", 32, "no bilayer volume", "bilayer create"),
@@ -84,20 +84,20 @@ fn every_refusal_has_a_cause_and_a_hint() {
         for kind in ["bilayer", "fuse.bilayer"] {
             let words = format!("mount -t {kind} {words}");
             let outcome = machine.end_of(&words);
-            let told = &outcome.stderr;
-            assert_eq!(outcome.code, code, "{words}: {told}");
+            let stderr = &outcome.stderr;
+            assert_eq!(outcome.code, code, "{words}: {stderr}");
             assert_eq!(outcome.stdout, "", "{words}");
             assert!(
-                told.starts_with("bilayer: ") && told.contains(what),
-                "{words}: {told}"
+                stderr.starts_with("bilayer: ") && stderr.contains(what),
+                "{words}: {stderr}"
             );
-            let hints = told.lines().skip(1).collect::<Vec<_>>();
-            assert!(hints.len() <= 1, "{words}: {told}");
+            let hints = stderr.lines().skip(1).collect::<Vec<_>>();
+            assert!(hints.len() <= 1, "{words}: {stderr}");
             assert!(
                 hints.iter().all(|hint| hint.starts_with("hint: ")),
-                "{words}: {told}"
+                "{words}: {stderr}"
             );
-            assert!(hints.concat().contains(advice), "{words}: {told}");
+            assert!(hints.concat().contains(advice), "{words}: {stderr}");
         }
         assert_eq!(machine.mounted().len(), 1, "{words}");
     }
@@ -111,7 +111,7 @@ fn every_refusal_has_a_cause_and_a_hint() {
 }
 
 #[test]
-fn without_the_right_to() {
+fn mounting_without_permission_is_explained() {
     let Some(machine) = Machine::open_to_users(TEST) else {
         return;
     };
@@ -119,17 +119,17 @@ fn without_the_right_to() {
     machine.place.dir("mnt");
     let user = |words: &str| machine.end_of(&format!("{} {words}", AS_OTHER));
     let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
-    // Somebody else's volume: its directory is closed to others.
+    // Another user's volume, whose directory is closed to others.
     let outcome = user(&format!("mount.bilayer {vol} {mnt}"));
     assert!(outcome.code == 2 || outcome.code == 32, "{}", outcome.code);
-    // Before that the audit says that it is closed to this user too.
+    // A line before that says that the audit file is closed to this user too.
     assert!(
         outcome.stderr.contains("the audit cannot be written")
             && outcome.stderr.contains("\nbilayer: "),
         "{}",
         outcome.stderr
     );
-    // No line in fstab, so that mount(8) leaves it to the helper, which has no more rights.
+    // Without a line in fstab, so that mount(8) leaves it to the helper, which has no more rights.
     machine.run("mount -t bilayer vol mnt");
     machine.daemon();
     for words in [format!("umount {mnt}"), format!("umount.bilayer {mnt}")] {

@@ -1,5 +1,5 @@
-//! What programs do with files, through the kernel: several processes, mapped memory, sparse
-//! files, many files, limits.
+//! File operations of programs, through the kernel: several processes, mapped memory, sparse files,
+//! many files, limits.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -51,7 +51,7 @@ fn an_open_file_outlives_its_name() {
     assert_eq!(&read[4_999_000..4_999_013], b"still written");
     assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 0);
     drop(file);
-    // A name that is made anew is another file.
+    // A name that is created again is another file.
     fs::write(mounted.path("gone"), "new").unwrap();
     assert_eq!(fs::read(mounted.path("gone")).unwrap(), b"new");
     mounted.unmount();
@@ -59,8 +59,7 @@ fn an_open_file_outlives_its_name() {
     assert!(objects <= 1, "{objects} objects are left of a removed file");
 }
 
-/// Refused before anything is done to it, also by the one way of emptying a file that does not open
-/// it for writing.
+/// Refused before the file is changed, also when it is truncated without being opened for writing.
 #[test]
 fn a_program_that_runs_is_not_changed() {
     let Some(place) = Place::new("running", LIMIT) else {
@@ -88,14 +87,14 @@ fn a_program_that_runs_is_not_changed() {
         assert!(child.try_wait().unwrap().is_none(), "the program died");
         child.kill().unwrap();
         child.wait().unwrap();
-        // Now it can be.
+        // Now it is permitted.
         fs::write(&path, "").unwrap();
         mounted.unmount();
     }
 }
 
-/// While a process is inside execve(2), what `/proc` says of it may have to wait for the end of
-/// that; and execve waits here for the filesystem, which writes what the closed files have.
+/// While a process is inside execve(2), reading its `/proc` files may have to wait until that ends;
+/// and here execve waits for the filesystem, which writes the data of the closed files.
 #[test]
 fn execve_closes_files_that_have_dirty_pages() {
     let Some(place) = Place::new("execve", LIMIT) else {
@@ -172,8 +171,8 @@ fn appended_lines_are_whole(place: &Place, log: &Path) {
     assert_eq!(text.lines().count(), 4000);
 }
 
-/// Four processes write every fourth record of one file, of a length that shares pages; each also
-/// syncs now and then.
+/// Four processes each write every fourth record of one file. The length of a record makes them
+/// share pages. Each process also syncs now and then.
 fn records_are_whole(place: &Place, path: &Path) -> Vec<u8> {
     const SCRIPT: &str = "
 import os, sys
@@ -396,7 +395,7 @@ fn a_read_only_mount_writes_nothing() {
     assert_eq!(place.status(&place.path("vol"))["record"]["clean"], true);
 }
 
-/// Also a volume that was left in the middle of work, on a medium that nobody can write to.
+/// Also a volume that was not closed cleanly, on a read-only medium.
 #[test]
 fn a_read_only_mount_needs_no_right_to_write() {
     let Some(place) = Place::new("read-only-medium", LIMIT) else {
@@ -448,13 +447,13 @@ fn a_terminated_daemon_unmounts_cleanly() {
         );
         drop(mounted);
         let mounted = place.mount("vol", "mnt", "ro");
-        let found = fs::read(mounted.path(&format!("{signal:?}"))).unwrap();
-        assert!(found == noise(1, 6_000_000), "{signal:?}");
+        let actual = fs::read(mounted.path(&format!("{signal:?}"))).unwrap();
+        assert!(actual == noise(1, 6_000_000), "{signal:?}");
         mounted.unmount();
     }
 }
 
-/// At the end of a session everybody is told to end, and somebody is still at work in the mount.
+/// When a session ends, every process gets SIGTERM, while some program still uses the mount.
 #[test]
 fn a_busy_mount_is_unmounted_when_it_is_free() {
     let Some(place) = Place::new("signal-in-use", Duration::from_secs(60)) else {
@@ -465,8 +464,11 @@ fn a_busy_mount_is_unmounted_when_it_is_free() {
     let used = File::open(mounted.path("file")).unwrap();
     mounted.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(2_500));
-    assert!(is_alive(mounted.pid), "it went while it was in use");
-    // What was there at the signal is durable, whatever happens to the daemon now.
+    assert!(
+        is_alive(mounted.pid),
+        "the daemon ended while the mount was in use"
+    );
+    // Data that was there at the signal is durable, whatever happens to the daemon now.
     let copy = place.path("copy");
     run(command("cp", ["-a"]).arg(place.path("vol")).arg(&copy)).done();
     drop(used);
@@ -479,7 +481,7 @@ fn a_busy_mount_is_unmounted_when_it_is_free() {
     kept.unmount();
 }
 
-/// Shells start what runs in the background with some signals ignored.
+/// Shells start background commands with some signals ignored.
 #[test]
 fn a_daemon_ends_though_its_parent_ignores_the_signal() {
     let Some(place) = Place::new("signal-ignored", Duration::from_secs(60)) else {

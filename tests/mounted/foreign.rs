@@ -1,5 +1,5 @@
-//! A volume that came from elsewhere, by mount(8) and from fstab: `nosuid,nodev` until somebody
-//! says `trusted`, since mount(8) hands on neither `suid` nor `dev`.
+//! A volume that came from elsewhere, by mount(8) and from fstab: `nosuid,nodev` unless `trusted`
+//! is given, since mount(8) passes on neither `suid` nor `dev`.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ fn mount_and_fstab_keep_it_without_set_id_programs_and_devices() {
         machine.run(&format!("mount mnt -o {words}"));
         assert_eq!(options("mnt"), [true, true], "{words}");
     }
-    // mount(8) repeats what the kernel has, unless the opposite is said.
+    // mount(8) repeats the kernel's options, unless the opposite is given.
     machine.run("mount mnt -o remount,trusted,suid,dev");
     assert_eq!(options("mnt"), [false, false]);
     machine.run("umount mnt");

@@ -1,4 +1,4 @@
-//! Lines of /etc/fstab, with the words that others act on.
+//! Lines of /etc/fstab, with options that other programs interpret.
 
 use std::fs;
 
@@ -72,7 +72,7 @@ fn lines_with_options_of_others() {
         let ours = shown.lines().filter(|line| line.contains("fuse.bilayer"));
         assert!(ours.into_iter().all(|line| !line.contains(word)), "{word}");
     }
-    // What is there already is left alone.
+    // A volume that is mounted already is left alone.
     machine.run("mount -a");
     fs::write(machine.see("mnt1/file"), "one").unwrap();
     fs::write(machine.see("mnt2/file"), "two").unwrap();
@@ -81,7 +81,7 @@ fn lines_with_options_of_others() {
         daemons
     );
 
-    // By either word of the line, and with the line's options behind a remount.
+    // By either path of the line, and with the line's options also at a remount.
     machine.run(&format!("mount {}", path("never")));
     let daemon = machine.daemon_of("never");
     assert!(options("never").contains("nosuid,nodev") && !options("never").contains("noexec"));
@@ -127,7 +127,7 @@ fn a_line_of_another_file_and_one_that_fails() {
     assert!(fs::write(machine.see("mnt/file"), "x").is_err());
     machine.run("umount mnt");
 
-    // One line that fails does not keep the next one from being mounted.
+    // A line that fails does not keep the next one from being mounted.
     machine.fstab(&format!(
         "{} {} bilayer defaults 0 0\n{vol} {mnt} bilayer defaults 0 0\n",
         machine.path("nowhere"),

@@ -28,7 +28,7 @@ fn mount_and_umount_know_the_type() {
             .to_owned();
         assert!(listed.starts_with("fuse.bilayer"), "{listed}");
         assert!(listed.ends_with(place.path("vol").canonicalize().unwrap().to_str().unwrap()));
-        // Much that is dirty: umount(8) is to come back when it is on disk and not before.
+        // Much dirty data: umount(8) must return when it is on disk and not before.
         let bytes = noise(number as u64, 40_000_000);
         fs::write(machine.see("mnt/file"), &bytes).unwrap();
         machine.run("umount mnt");
@@ -58,12 +58,12 @@ fn flags_of_mount_and_umount() {
     machine.place.run("create vol").done();
     machine.place.dir("mnt");
     let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
-    let told = machine.output("mount -v -t bilayer vol mnt");
-    assert_eq!(told, format!("bilayer: {vol} mounted on {mnt}.\n"));
+    let printed = machine.output("mount -v -t bilayer vol mnt");
+    assert_eq!(printed, format!("bilayer: {vol} mounted on {mnt}.\n"));
     machine.daemon();
-    let told = machine.output("umount -v mnt");
-    assert_eq!(told, format!("bilayer: {mnt} unmounted.\n"));
-    // Fake: everything but the mount.
+    let printed = machine.output("umount -v mnt");
+    assert_eq!(printed, format!("bilayer: {mnt} unmounted.\n"));
+    // Fake: everything except the mount itself.
     machine.run("mount -f -t bilayer vol mnt");
     machine.refused(
         "mount -f -t bilayer vol mnt -o blah",
@@ -71,7 +71,7 @@ fn flags_of_mount_and_umount() {
         "unknown mount option",
     );
     assert!(machine.mounted().is_empty());
-    // Sloppy: what nobody knows is left out; not written to mtab.
+    // Sloppy: unknown options are ignored; not written to mtab.
     machine.run("mount -s -n -t bilayer vol mnt -o quota,errors=remount-ro,noexec");
     machine.daemon();
     let options = machine.output("findmnt -n -o OPTIONS mnt");
@@ -104,11 +104,11 @@ fn every_tool_shows_type_and_volume() {
         mounts.contains(&format!("{vol} {mnt} fuse.bilayer rw,relatime,")),
         "{mounts}"
     );
-    let found = machine.output(&format!("findmnt -n -o TARGET --source {vol}"));
-    assert_eq!(found.trim(), mnt);
+    let target = machine.output(&format!("findmnt -n -o TARGET --source {vol}"));
+    assert_eq!(target.trim(), mnt);
     let kind = machine.output("stat -f -c %T mnt");
     assert!(kind.starts_with("fuse"), "{kind}");
-    // By the volume as well.
+    // By the volume's directory as well.
     machine.run("umount vol");
     assert!(machine.mounted().is_empty());
 }
@@ -145,7 +145,7 @@ fn install_and_uninstall() {
         let system = place.path("root/usr/local/lib/systemd/system");
         fs::read_dir(system).map_or(Vec::new(), Iterator::collect)
     };
-    // Also over what is installed, and runs.
+    // Also over installed files; the programs run.
     for _ in 0..2 {
         script("install", built).done();
         let all = [
@@ -158,12 +158,16 @@ fn install_and_uninstall() {
         for name in all {
             let path = place.path("root/sbin").join(name);
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
-            let told = run(&mut Command::new(path));
-            assert!(told.stderr.contains("usage: "), "{name}: {}", told.stderr);
+            let outcome = run(&mut Command::new(path));
+            assert!(
+                outcome.stderr.contains("usage: "),
+                "{name}: {}",
+                outcome.stderr
+            );
         }
         assert_eq!(units().len(), if have("systemctl") { 2 } else { 0 });
     }
-    // Where the system has them, laid over so that they are gone with the test.
+    // If the system has them, they are covered for this test.
     let sbin = fs::canonicalize("/sbin").unwrap();
     let sbin = sbin.display();
     let laid_over = format!(

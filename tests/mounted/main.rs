@@ -1,7 +1,8 @@
-//! The filesystem as users meet it: the built program, a mount through the kernel, mount(8), cp,
-//! rsync, diff, grep. Needs root, /dev/fuse and the tools each test names; what cannot run says so.
+//! The filesystem as users see it: the built program, a mount through the kernel, mount(8), cp,
+//! rsync, diff, grep. Needs root, /dev/fuse and the tools that each test names; tests that cannot
+//! run say so.
 //!
-//! The helpers of mount(8) are another package's programs: `cargo build --workspace` makes them.
+//! The helpers of mount(8) are programs of another package: `cargo build --workspace` builds them.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod copy;

@@ -5,7 +5,7 @@
 //! out on both sides, are 127 and 447: one random page in 10^12 falls outside, and a page of text,
 //! zeros or program code is far beyond (its value is in the thousands).
 
-/// Values between which a page of random bytes stays.
+/// The values of chi-square for a page of random bytes.
 pub(crate) const NOISE: std::ops::RangeInclusive<f64> = 127.0..=447.0;
 
 fn counts(bytes: &[u8]) -> [u32; 256] {
@@ -34,7 +34,7 @@ pub(crate) fn entropy(bytes: &[u8]) -> f64 {
         .sum()
 }
 
-/// True when the bytes (a few thousand of them) pass for noise.
+/// True if the bytes (a few thousand of them) could be random.
 pub(crate) fn is_noise(bytes: &[u8]) -> bool {
     NOISE.contains(&chi_square(bytes))
 }
@@ -54,8 +54,8 @@ fn noise_is_distinguished_from_everything_else() {
         assert!(entropy(page) < 6.0);
     }
     assert!(!is_noise(&[0; 4032]));
-    // What hides one text line in noise is not noise either, if it says it often enough; what
-    // counts up is too even.
+    // Noise that hides the same line of text often enough is detected, and so are bytes that count
+    // up, which are distributed too evenly.
     let even: Vec<u8> = (0..4032u32).map(|n| n as u8).collect();
     assert!(!is_noise(&even));
     let mut mixed = crate::real::noise(2, 4032);

@@ -1,4 +1,4 @@
-//! Volumes and mount points whose names are hard to write down.
+//! Volumes and mount points whose names need quoting.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Root's mount, used by several users: what the kernel and the filesystem allow whom.
+//! Root's mount, used by several users: what the kernel and the filesystem permit to whom.
 
 use crate::machine::Machine;
 use crate::real::{is_alive, run};
@@ -8,13 +8,13 @@ const TEST: &str = "permissions";
 const ROOT: &str = "";
 const ANN: &str = "setpriv --reuid 4001 --regid 4001 --groups 4001,4100 --";
 const BOB: &str = "setpriv --reuid 4002 --regid 4002 --groups 4002 --";
-/// With a group that does not go by any list of its user's.
+/// With a group that no list of the user's groups contains.
 const BOB_IN_GROUP: &str = "setpriv --reuid 4002 --regid 4002 --groups 4100 --";
 const ANN_AS_ROOT: &str =
     "setpriv --reuid 4001 --regid 4001 --clear-groups -- unshare --user --map-root-user";
 const ELSEWHERE: &str = "unshare --pid --fork";
 
-/// Who does what, and what it says: nothing, something, or (with a !) why it is refused.
+/// A user, a script, and its output: nothing, a text, or (with a !) why it is refused.
 const TABLE: [(&str, &str, &str); 26] = [
     (
         ROOT,
@@ -68,14 +68,14 @@ const TABLE: [(&str, &str, &str); 26] = [
         "",
     ),
     (BOB_IN_GROUP, "echo too >> group/ann; cat open/ann", "ann"),
-    // Set-id bits do not outlive a change of the group.
+    // A change of the group clears set-id bits.
     (
         ANN,
         "cp /bin/true open/x; chmod 6755 open/x; [ $(stat -c %a open/x) = 6755 ]",
         "",
     ),
     (ANN, "chgrp 4100 open/x; [ $(stat -c %a open/x) = 755 ]", ""),
-    // Callers in other namespaces are who they are outside.
+    // Callers in other namespaces have the rights that they have outside.
     (
         ANN_AS_ROOT,
         "echo x > open/mapped; [ $(stat -c %u:%g open/mapped) = 0:0 ]",
@@ -99,16 +99,16 @@ fn permissions_of_users_and_groups() {
     for (who, script, says) in TABLE {
         let mut command = machine.command(&format!("{who} sh -e -c"));
         let outcome = run(command.arg(format!("cd {mnt}; {script}")));
-        let told = format!("{}{}", outcome.stdout, outcome.stderr);
+        let output = format!("{}{}", outcome.stdout, outcome.stderr);
         let (refused, says) = match says.strip_prefix('!') {
             Some(why) => (true, why),
             None => (false, says),
         };
-        assert_eq!(outcome.code != 0, refused, "{who} {script}: {told}");
-        assert!(told.contains(says), "{who} {script}: {told}");
+        assert_eq!(outcome.code != 0, refused, "{who} {script}: {output}");
+        assert!(output.contains(says), "{who} {script}: {output}");
         assert!(
-            !says.is_empty() || told.is_empty(),
-            "{who} {script}: {told}"
+            !says.is_empty() || output.is_empty(),
+            "{who} {script}: {output}"
         );
     }
     machine.run("umount mnt");

@@ -1,5 +1,5 @@
 //! A volume on a filesystem that is mounted read-only: mounted read-only with a warning, as
-//! mount(8) does with a disk that is write-protected, unless somebody asks to write.
+//! mount(8) does with a write-protected disk, unless the caller requests writing.
 
 use std::fs;
 
@@ -46,7 +46,7 @@ fn it_is_mounted_read_only_with_a_warning() {
         machine.run("umount mnt");
     }
     assert!(fs::read_to_string(&log).unwrap().contains(WARNING));
-    // Whoever wants to write is refused; and who asks for no more than reading is not warned.
+    // A request to write is refused; a request for reading only gets no warning.
     machine.refused(
         &format!("{bilayer} mount bound mnt -o rw"),
         2,

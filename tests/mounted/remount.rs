@@ -1,4 +1,4 @@
-//! `mount -o remount`: read-only and back, and the other words.
+//! `mount -o remount`: read-only and back, and other options.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -25,27 +25,27 @@ fn assert_refused(result: std::io::Result<()>) {
 
 /// The volume's files and their contents.
 fn bytes_of(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut found = Vec::new();
+    let mut entries = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(bytes_of(&path));
+            entries.extend(bytes_of(&path));
         } else {
-            found.push((path.clone(), fs::read(&path).unwrap()));
+            entries.push((path.clone(), fs::read(&path).unwrap()));
         }
     }
-    found.sort();
-    found
+    entries.sort();
+    entries
 }
 
-/// Reads a file, past the kernel's cache.
+/// Reads a file, bypassing the kernel's cache.
 fn reading_sets_the_time_of_access(path: &Path) -> bool {
     let accessed = || {
         let times = fs::metadata(path).unwrap();
         (times.atime(), times.atime_nsec())
     };
     let before = accessed();
-    // The kernel's clock for times of files goes on in steps.
+    // The kernel's clock for times of files advances in steps.
     std::thread::sleep(Duration::from_millis(20));
     let file = fs::File::open(path).unwrap();
     file.sync_all().unwrap();
@@ -87,7 +87,7 @@ fn read_only_puts_everything_on_disk_and_keeps_it_so() {
     machine.run("mount -o remount,ro mnt");
     assert!(bytes_of(&machine.place.path("vol")) == before);
 
-    // What a copy of the volume has is what a power cut would leave.
+    // A copy of the volume contains exactly what a power cut would leave.
     machine.run(&format!("kill -KILL {daemon}"));
     assert!(wait_until(Duration::from_secs(20), || !is_alive(daemon)));
     machine.run("umount -i -l mnt");
@@ -149,7 +149,7 @@ fn an_open_file_keeps_it_writable() {
     use std::io::Write;
     held.write_all(b"goes on").unwrap();
     drop(held);
-    // A file that was removed is removed when it is closed: that would be a change.
+    // An unlinked file is removed when it is closed, and that would be a change.
     let reader = fs::File::open(machine.see("mnt/held")).unwrap();
     fs::remove_file(machine.see("mnt/held")).unwrap();
     machine.refused("mount -o remount,ro mnt", 32, busy);
@@ -188,9 +188,9 @@ fn other_options_of_a_mount_change_too() {
     }
     machine.run("mnt/program");
 
-    // Times of access: none from now on, and again.
+    // Times of access: not updated from now on, and updated again.
     let read = || {
-        // As it is by default, a time is set when it is older than the last change.
+        // By default a time is updated if it is older than the last change.
         machine.run("touch -m mnt/program");
         reading_sets_the_time_of_access(&program)
     };

@@ -31,12 +31,12 @@ fn the_directory_of_snapshots_has_another_name_or_none() {
     assert_eq!(names(mounted.dir()), ["file"]);
     let taken = fs::create_dir(mounted.path(".zeit")).unwrap_err();
     assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
-    // A directory as any other.
+    // An ordinary directory.
     fs::create_dir_all(mounted.path(".snapshots/1")).unwrap();
     fs::write(mounted.path(".snapshots/1/old"), "of another filesystem").unwrap();
     let list = place.run("snapshot list mnt").done().stdout;
     assert_eq!(list.lines().count(), 2, "{list}");
-    // A remount leaves it as it is.
+    // A remount does not change it.
     place
         .run("mount vol mnt -o remount,ro,snapshot_dir=off")
         .done();
@@ -44,7 +44,7 @@ fn the_directory_of_snapshots_has_another_name_or_none() {
     place.run("mount vol mnt -o remount,rw").done();
     mounted.unmount();
 
-    // What has the name is out of reach, and said to be.
+    // A file of that name cannot be reached, and the log says so.
     let warned = place.run("mount vol mnt").done().stderr;
     assert!(warned.contains("snapshot_dir=off"), "{warned}");
     let mounted = place.mounted(&place.path("mnt"));
@@ -59,7 +59,7 @@ fn the_directory_of_snapshots_has_another_name_or_none() {
         let error = fs::metadata(mounted.path(absent)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound, "{absent}");
     }
-    // A tree that has both comes in and goes out whole.
+    // A tree that contains both names is copied completely in both directions.
     let tree = place.dir("tree");
     fs::create_dir_all(tree.join(".snapshots/2")).unwrap();
     fs::create_dir_all(tree.join(".images/3")).unwrap();
@@ -71,14 +71,14 @@ fn the_directory_of_snapshots_has_another_name_or_none() {
     assert_eq!(names(&copied.join(".images")), ["3"]);
     fs::rename(mounted.path(".snapshots"), mounted.path("theirs")).unwrap();
     fs::remove_dir_all(mounted.path(".images")).unwrap();
-    // Commands reach them all the same.
+    // Commands still reach the snapshots.
     fs::write(mounted.path("file"), "after").unwrap();
     place.run("snapshot restore mnt monday --path file").done();
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"before");
     place.run("status mnt@base").done();
     mounted.unmount();
 
-    // Without the option a tree that has one takes snapshots.
+    // Without the option a tree that contains the name takes snapshots.
     let mounted = place.mount("vol", "mnt", "");
     let copy = run(command("cp", ["-a"]).arg(tree.join(".")).arg(mounted.dir()));
     assert!(copy.stderr.contains("Read-only"), "{}", copy.stderr);

@@ -1,5 +1,5 @@
-//! Snapshots and images through the kernel: with plain tools, with what the kernel holds back, with
-//! users.
+//! Snapshots and images through the kernel: with ordinary tools, with dirty data in the kernel's
+//! cache, with users.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -10,10 +10,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::real::{Mounted, Place, command, have, need, noise, run};
-use crate::users::AS_OTHER;
+use crate::real::{Mounted, Place, as_user, can_switch_users, command, have, need, noise, run};
 
 const LIMIT: Duration = Duration::from_secs(100);
+/// A user who is not root.
+const OTHER: u32 = 1;
 
 fn shell(dir: &Path, script: &str) -> Command {
     let mut shell = command("sh", ["-euxc", script]);
@@ -105,7 +106,7 @@ fn plain_tools_take_read_and_drop_snapshots() {
     mounted.unmount();
 }
 
-/// The kernel holds back what was written, and when: both are in the snapshot.
+/// The kernel holds back written data and times: both are in the snapshot.
 #[test]
 fn a_snapshot_has_dirty_data_of_the_kernel() {
     for options in ["", "nowriteback"] {
@@ -184,11 +185,7 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
-    if !need(
-        have("setpriv"),
-        test,
-        "setpriv is missing; install util-linux",
-    ) {
+    if !can_switch_users(test) {
         return;
     }
     let mounted = place.fresh("", "");
@@ -197,8 +194,9 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     fs::write(mounted.path("secret"), b"secret").unwrap();
     fs::set_permissions(mounted.path("secret"), PermissionsExt::from_mode(0o600)).unwrap();
     let other = |words: &str| {
-        let words: Vec<&str> = AS_OTHER.split(' ').chain(words.split(' ')).collect();
-        run(command(words[0], &words[1..]).current_dir(mounted.dir()))
+        run(as_user(OTHER)
+            .args(words.split(' '))
+            .current_dir(mounted.dir()))
     };
     assert_ne!(other("mkdir .snapshots/x").code, 0);
     fs::create_dir(mounted.path(".snapshots/x")).unwrap();
@@ -206,8 +204,8 @@ fn only_the_owner_of_the_root_takes_snapshots() {
     assert_ne!(other("cat .snapshots/x/secret").code, 0);
     assert_ne!(other("rmdir .snapshots/x").code, 0);
     assert_ne!(other("mv .snapshots/x .snapshots/y").code, 0);
-    // Whoever owns the root may.
-    std::os::unix::fs::chown(mounted.dir(), Some(1), Some(1)).unwrap();
+    // The owner of the root directory may do so.
+    std::os::unix::fs::chown(mounted.dir(), Some(OTHER), Some(OTHER)).unwrap();
     other("mkdir .snapshots/mine").done();
     other("mv .snapshots/mine .snapshots/own").done();
     other("rmdir .snapshots/own").done();
@@ -227,7 +225,7 @@ fn an_open_file_keeps_its_snapshot() {
     let busy = fs::remove_dir(&snapshot).unwrap_err();
     assert_eq!(busy.kind(), ErrorKind::ResourceBusy);
     drop(file);
-    // Closing is told to the filesystem a moment after.
+    // The kernel sends the RELEASE a moment after close() has returned.
     let gone = crate::real::wait_until(Duration::from_secs(10), || {
         fs::remove_dir(&snapshot).is_ok()
     });
@@ -243,7 +241,8 @@ fn an_open_file_keeps_its_snapshot() {
     mounted.unmount();
 }
 
-/// After the process is killed, what was taken is there, and what was dropped is not.
+/// After the process is killed, snapshots that were taken exist, and those that were deleted do
+/// not.
 #[test]
 fn snapshots_outlive_the_daemon() {
     let Some(place) = Place::new("snapshot-killed", LIMIT) else {
@@ -268,7 +267,7 @@ fn snapshots_outlive_the_daemon() {
     assert_eq!(names(".snapshots"), [OsStr::new("one")]);
     assert_eq!(names(".images"), [OsStr::new("image")]);
     mounted.unmount();
-    // Also where nothing may change.
+    // Also in a snapshot, where nothing may change.
     let mounted = place.mount("vol", "mnt", "ro");
     assert!(fs::read(mounted.path(".images/image/tree/small")).unwrap() == b"small");
     let refused = fs::create_dir(mounted.path(".snapshots/x")).unwrap_err();
@@ -276,10 +275,10 @@ fn snapshots_outlive_the_daemon() {
     mounted.unmount();
 }
 
-/// Space is given back by itself.
+/// Space is given back in the background.
 #[test]
 fn deleted_snapshots_free_their_space() {
-    let Some(place) = Place::new("snapshot-room", LIMIT) else {
+    let Some(place) = Place::new("snapshot-space", LIMIT) else {
         return;
     };
     let mounted = place.fresh("", "commit=1");
@@ -307,7 +306,7 @@ fn deleted_snapshots_free_their_space() {
     mounted.unmount();
 }
 
-/// While a snapshot waits for what the kernel holds back, others are renamed.
+/// While taking a snapshot waits for the kernel's dirty data, others are renamed.
 #[test]
 fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     let Some(place) = Place::new("snapshot-rename", LIMIT) else {
@@ -317,7 +316,7 @@ fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     fs::create_dir(mounted.path(".snapshots/a")).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Not by way of the directory: in there the kernel lets one at a time change something.
+        // Not through the directory: there the kernel permits one change at a time.
         scope.spawn(|| {
             let bytes = noise(1, 30_000_000);
             for round in 0..10 {
@@ -336,7 +335,7 @@ fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     mounted.unmount();
 }
 
-/// The kernel shows what is there after a restore, not what it remembers.
+/// After a restore the kernel shows the restored contents, not its cache.
 #[test]
 fn a_restore_is_seen_through_the_kernel() {
     for options in ["", "nowriteback"] {
@@ -400,13 +399,13 @@ fn a_restore_is_seen_through_the_kernel() {
 }
 
 fn walk(dir: &Path) -> Vec<fs::Metadata> {
-    let mut found = Vec::new();
+    let mut all = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => found.extend(walk(&entry.path())),
-            Ok(metadata) => found.push(metadata),
+            Ok(metadata) if metadata.is_dir() => all.extend(walk(&entry.path())),
+            Ok(metadata) => all.push(metadata),
             Err(_) => {}
         }
     }
-    found
+    all
 }

@@ -1,5 +1,5 @@
-//! A volume on a filesystem that is a FUSE filesystem itself: another bilayer. The kernel does not
-//! tell it of `syncfs(2)`, so each object has to be synced by itself.
+//! A volume on a filesystem that is a FUSE filesystem itself: another bilayer mount. The kernel
+//! does not forward `syncfs(2)` to it, so each object has to be synced by itself.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::real::{Place, noise};
 
 const FILES: u64 = 60;
 const FILE_BYTES: usize = 20_000;
-/// Both would do nothing by themselves.
+/// Neither daemon does anything by itself.
 const QUIET: &str = "commit=300";
 
 #[test]
@@ -27,7 +27,7 @@ fn synced_data_survives_a_kill_of_the_filesystem_below() {
         let bytes = noise(number, FILE_BYTES);
         fs::write(upper.path(&format!("f{number}")), bytes).unwrap();
     }
-    // It is durable when the command returns, and with it all that was written.
+    // It is durable when the command returns, together with everything written before.
     place.run("snapshot create mnt s").done();
     upper.kill();
     lower.kill();
@@ -45,7 +45,7 @@ fn synced_data_survives_a_kill_of_the_filesystem_below() {
         "{said}"
     );
     place.run("check mnt").done();
-    // After the kill each object was synced once, and the volume is an ordinary one still.
+    // After the kill each object was synced once, and the volume is still an ordinary one.
     fs::write(upper.path("late"), noise(99, FILE_BYTES)).unwrap();
     upper.unmount();
     let upper = place.mount("below/upper", "mnt", "");
@@ -74,7 +74,7 @@ fn salvaged_data_survives_a_kill_of_the_filesystem_of_out() {
     let lower = place.mount("lower", "below", "");
     let report = fs::read_dir(lower.path("out")).unwrap().count();
     assert!(report > 1, "{report}");
-    let mut found = 0;
+    let mut synced = 0;
     let mut dirs = vec![lower.path("out")];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).unwrap() {
@@ -87,15 +87,15 @@ fn salvaged_data_survives_a_kill_of_the_filesystem_of_out() {
                     fs::read(path).unwrap() == noise(number, FILE_BYTES),
                     "{name}"
                 );
-                found += 1;
+                synced += 1;
             }
         }
     }
-    assert_eq!(found, FILES);
+    assert_eq!(synced, FILES);
     lower.unmount();
 }
 
-/// On a disk's filesystem one call does it.
+/// On a disk's filesystem one call is enough.
 #[test]
 fn the_log_says_how_files_are_synced() {
     let Some(place) = Place::new("synced", Duration::from_secs(100)) else {

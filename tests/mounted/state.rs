@@ -1,5 +1,5 @@
-//! What commands say first: the state of the volume. With a daemon that is dead, stopped or has met
-//! damage, and with a mount namespace that keeps it.
+//! The health of the volume, which commands print first: with a daemon that is dead, stopped or has
+//! met damage, and with a mount namespace that keeps the mount.
 
 use std::fs;
 use std::io::Read;
@@ -188,7 +188,7 @@ fn a_daemon_that_stops_during_a_request() {
     let mut export = machine.command(&format!("{BILAYER} {words}"));
     let export = export.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut export = export.spawn().unwrap();
-    // The daemon goes no further than what is read of it.
+    // The daemon continues only as far as its output is read.
     let mut first = [0; 1000];
     let stream = export.stdout.as_mut().unwrap();
     stream.read_exact(&mut first).unwrap();
@@ -202,7 +202,7 @@ fn a_daemon_that_stops_during_a_request() {
             && said.contains("does not answer"),
         "{said}"
     );
-    // Nothing is the matter with one that goes on.
+    // A daemon that continues is healthy.
     machine.run(&format!("{BILAYER} check mnt --quiet"));
     machine.run("umount mnt");
 }

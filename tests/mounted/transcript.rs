@@ -4,15 +4,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::real::{Place, is_alive, need, run, run_when_free};
+use crate::real::{Place, can_switch_users, is_alive, run, run_when_free};
 
 #[test]
 fn the_first_command_makes_and_mounts_a_volume() {
     let Some(place) = Place::new("first-command", Duration::from_secs(60)) else {
         return;
     };
-    // As it is typed: no keystore named, nothing there yet. Root's keystore is the machine's; the
-    // environment keeps this one in the test's own directory.
+    // As a user types it: no keystore given, nothing exists yet. Root's keystore is the machine's;
+    // the environment keeps this one in the test's own directory.
     let outcome = place.run("mount --create vault private").silent();
     assert_eq!(outcome.code, 0);
     let mounted = place.mounted(&place.path("private"));
@@ -39,7 +39,7 @@ fn the_first_command_makes_and_mounts_a_volume() {
     assert!(!is_alive(pid));
     assert_eq!(fs::read_dir(place.path("private")).unwrap().count(), 0);
 
-    // The same command again mounts what is there.
+    // The same command again mounts the existing volume.
     place.run("mount --create vault private").silent();
     let mounted = place.mounted(&place.path("private"));
     assert_eq!(
@@ -56,14 +56,11 @@ fn without_the_environment_the_keystore_is_in_the_users_data_directory() {
     let Some(place) = Place::new(test, Duration::from_secs(60)) else {
         return;
     };
-    if !need(
-        crate::real::have("setpriv"),
-        test,
-        "setpriv is missing; install util-linux",
-    ) {
+    if !can_switch_users(test) {
         return;
     }
-    // The target directory need not be open to other users: a place that is.
+    // Other users may not be able to enter the target directory, so the test uses one that they
+    // can.
     let open = Place::at(
         test,
         Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! umount(8) of what is busy, bound, moved, hidden or does not answer.
+//! umount(8) of a mount that is busy, bound, moved, hidden or does not answer.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -59,9 +59,9 @@ fn a_busy_mount_stays_until_it_is_detached() {
     machine.run("umount mnt");
 }
 
-/// umount(8) treats an absolute path in a way of its own.
+/// umount(8) handles an absolute path differently.
 #[test]
-fn by_every_kind_of_path() {
+fn a_mount_is_found_by_every_kind_of_path() {
     let Some(machine) = machine() else {
         return;
     };
@@ -86,7 +86,7 @@ fn by_every_kind_of_path() {
         ] {
             machine.run(mount);
             let daemon = machine.daemon();
-            // Much that is dirty, so that it takes a while.
+            // Much dirty data, so that it takes a while.
             fs::write(machine.see("mnt/file"), noise(round as u64, 10_000_000)).unwrap();
             machine.run(&format!("umount {path}"));
             assert!(!is_alive(daemon), "umount {path} came back too early");
@@ -115,7 +115,7 @@ fn a_bound_or_moved_mount_ends_with_its_last_mount_point() {
     fs::write(machine.see("mnt/new"), "x").unwrap();
     machine.run("umount mnt");
     assert!(is_alive(daemon));
-    // On disk all the same.
+    // Everything is on disk anyway.
     let copy = machine.place.path("copy");
     run(command("cp", ["-a"])
         .arg(machine.place.path("vol"))
@@ -130,7 +130,7 @@ fn a_bound_or_moved_mount_ends_with_its_last_mount_point() {
     machine.run("umount moved");
     assert!(!is_alive(daemon));
 
-    // A signal finds it where it was moved to.
+    // A signal unmounts it at its new path.
     machine.run("mount -t bilayer vol mnt");
     let daemon = machine.daemon();
     machine.run("mount --move mnt moved");
@@ -140,7 +140,7 @@ fn a_bound_or_moved_mount_ends_with_its_last_mount_point() {
 }
 
 #[test]
-fn shared_mounts_come_and_go_in_both_places() {
+fn shared_mounts_appear_and_disappear_in_both_places() {
     let Some(machine) = machine() else {
         return;
     };
@@ -161,7 +161,8 @@ fn shared_mounts_come_and_go_in_both_places() {
     machine.run("umount top");
 }
 
-/// A container, or a service with a mount namespace of its own, that was started meanwhile.
+/// A container, or a service with a mount namespace of its own, that was started while it was
+/// mounted.
 #[test]
 fn another_namespace_does_not_block_unmount() {
     let Some(machine) = machine() else {
@@ -205,7 +206,7 @@ fn another_namespace_does_not_block_unmount() {
 }
 
 #[test]
-fn force_unmounts_what_does_not_answer() {
+fn force_unmounts_a_silent_mount() {
     let Some(machine) = machine() else {
         return;
     };

@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use crate::machine::Machine;
 use crate::namespace::Namespace;
-use crate::real::{BILAYER, Place, command, have, is_alive, need, run, run_when_free, wait_until};
+use crate::real::{
+    BILAYER, Place, as_user, command, have, is_alive, need, run, run_when_free, wait_until,
+};
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
 
-/// Begins a command of a user who owns nothing either, and is another one.
+/// A command prefix for another user who owns nothing.
 pub(crate) const AS_OTHER: &str = "setpriv --reuid 1 --regid 1 --clear-groups --";
 
-/// Lets nobody work in the place, and puts a copy of the program there, since where it was built
-/// need not be open to others.
+/// Lets user "nobody" work in the place, and puts a copy of the program there, since other users
+/// may not be able to enter the build directory.
 pub(crate) fn give_to_nobody(place: &Place) {
     fs::copy(BILAYER, place.path("bilayer")).unwrap();
     for dir in ["", "home"] {
@@ -27,14 +29,10 @@ pub(crate) fn give_to_nobody(place: &Place) {
 
 /// A command of that user.
 pub(crate) fn as_nobody(place: &Place, words: &[&str]) -> Command {
-    let id = NOBODY.to_string();
-    let mut as_user = command(
-        "setpriv",
-        ["--reuid", &id, "--regid", &id, "--clear-groups", "--"],
-    );
-    as_user.arg(place.path("bilayer")).args(words);
-    place.environment(&mut as_user);
-    as_user
+    let mut command = as_user(NOBODY);
+    command.arg(place.path("bilayer")).args(words);
+    place.environment(&mut command);
+    command
 }
 
 #[test]
@@ -70,38 +68,18 @@ fn a_user_mounts_through_fusermount() {
 
     let script = "set -e; cd mnt; echo mine > file; chmod 600 file; mkdir d; mv file d/file; \
                   ln -s d/file link; cat link; [ $(stat -c %u d) = 65534 ]";
-    let mut shell = as_nobody(&place, &[]);
-    shell = {
-        let mut plain = command(
-            "setpriv",
-            [
-                "--reuid=65534",
-                "--regid=65534",
-                "--clear-groups",
-                "sh",
-                "-c",
-                script,
-            ],
-        );
-        place.environment(&mut plain);
-        drop(shell);
-        plain
-    };
+    let mut shell = as_user(NOBODY);
+    shell.args(["sh", "-c", script]);
+    place.environment(&mut shell);
     assert_eq!(run(&mut namespace.inside(&shell)).done().stdout, "mine\n");
-    // The mount is that user's alone: not even root looks in.
+    // Only that user may enter the mount: not even root.
     let root = run(&mut namespace.inside(command("ls", ["mnt"]).current_dir(place.path(""))));
     assert_ne!(root.code, 0, "root reads a user's mount");
-    // What is not dumpable belongs to root in /proc: no other process of the user's reads its
-    // memory, its environment or its descriptors.
-    assert_eq!(
-        fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid(),
-        0
-    );
-    let mut peek = command(
-        "setpriv",
-        ["--reuid=65534", "--regid=65534", "--clear-groups", "cat"],
-    );
-    let peeked = run(peek.arg(format!("/proc/{pid}/environ")));
+    // The /proc files of a process that is not dumpable belong to root: no other process of the
+    // user can read its memory, its environment or its descriptors.
+    let environ = format!("/proc/{pid}/environ");
+    assert_eq!(fs::metadata(&environ).unwrap().uid(), 0);
+    let peeked = run(as_user(NOBODY).args(["cat", &environ]));
     assert_ne!(
         peeked.code, 0,
         "a user's process reads the daemon's environment"
@@ -113,23 +91,14 @@ fn a_user_mounts_through_fusermount() {
     let status = within(&["status", "--json", "mnt"]).done();
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     place.take_charge(status["daemon"]["pid"].as_i64().unwrap() as i32);
-    let mut fusermount = command(
-        "setpriv",
-        [
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "fusermount3",
-            "-u",
-            "mnt",
-        ],
-    );
+    let mut fusermount = as_user(NOBODY);
+    fusermount.args(["fusermount3", "-u", "mnt"]);
     place.environment(&mut fusermount);
     run(&mut namespace.inside(&fusermount)).silent();
 }
 
-/// A line with `user`: mount(8), which is set-uid, runs the helper as the user who calls it, and
-/// that one mounts through fusermount3.
+/// A line with `user`: mount(8), which is set-uid, runs the helper as the calling user, who mounts
+/// through fusermount3.
 #[test]
 fn a_user_mounts_and_unmounts_by_fstab() {
     let test = "fstab-user";
@@ -182,7 +151,7 @@ fn a_user_mounts_and_unmounts_by_fstab() {
             assert!(line.contains(word), "{line}");
         }
         user(&format!("touch {mnt}/file")).silent();
-        // It is that user's alone.
+        // Only that user may enter it.
         for words in [format!("ls {mnt}"), format!("touch {mnt}/theirs")] {
             let refused = other(&words);
             assert!(
@@ -207,12 +176,12 @@ fn a_user_mounts_and_unmounts_by_fstab() {
         assert!(gone, "{unmount}");
         assert!(machine.mounted().is_empty());
     }
-    // For others too only where the machine allows it.
+    // For other users only if the machine permits it.
     let refused = user(&format!("{program} mount {vol} {mnt} -o allow_other"));
     assert_eq!(refused.code, 32);
     let advice = "hint: put user_allow_other into /etc/fuse.conf";
     assert!(refused.stderr.contains(advice), "{}", refused.stderr);
-    // Root may do both with what a user has mounted.
+    // Root may unmount and remount the mounts of users.
     user(&format!("mount {mnt}")).silent();
     let pid = daemon();
     machine.run(&format!("mount -o remount,ro {mnt}"));
@@ -224,7 +193,7 @@ fn a_user_mounts_and_unmounts_by_fstab() {
     assert!(!is_alive(pid));
 }
 
-/// What mount(8) hands on to a user's mount may be no environment at all.
+/// mount(8) may pass no environment at all to a user's mount.
 #[test]
 fn the_keystore_of_a_user_without_environment_is_in_their_home() {
     let test = "fstab-user-home";

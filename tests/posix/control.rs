@@ -1,4 +1,4 @@
-//! The same script on ext4 and on a mount.
+//! Runs the same script on ext4 and on a mount.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(400);
 
 const PRELUDE: &str = include_str!("prelude.py");
 
-/// What devices and set-id bits need to mean something.
+/// Mount options with which devices and set-id bits have an effect.
 pub(crate) const OPTIONS: &str = "dev,suid";
 
-/// A place for a test that runs scripts; `None`, after saying so, where it cannot.
+/// A place for a test that runs scripts; `None`, after a message, if it cannot run.
 pub(crate) fn place(test: &'static str) -> Option<Place> {
     let place = Place::new(test, LIMIT)?;
     let tools = [
@@ -30,11 +30,11 @@ pub(crate) fn place(test: &'static str) -> Option<Place> {
     there.then_some(place)
 }
 
-/// An ext4 filesystem in a file, mounted; taken away when it is dropped.
+/// An ext4 filesystem in a file, mounted; removed on drop.
 pub(crate) struct Ext4(PathBuf);
 
 impl Ext4 {
-    /// `None`, after saying so, where no image can be mounted.
+    /// `None`, after a message, if no image can be mounted.
     pub(crate) fn new(place: &Place, test: &str, megabytes: u64, mkfs: &[&str]) -> Option<Self> {
         let image = place.path("ext4.image");
         let file = fs::File::create(&image).unwrap();
@@ -58,13 +58,13 @@ impl Drop for Ext4 {
     }
 }
 
-/// Runs a script in a new directory below `parent` and returns what it says.
+/// Runs a script in a new directory below `parent` and returns its output.
 #[track_caller]
 pub(crate) fn run_script(place: &Place, parent: &Path, script: &str, words: &[&str]) -> String {
     let dir = parent.join("work");
     fs::create_dir(&dir).unwrap();
     let text = format!("{PRELUDE}\n{script}");
-    // As a file: a program's text is too long for an argument, and errors name lines of it.
+    // As a file: a script is too long for an argument, and errors refer to its lines.
     let path = place.path("script.py");
     fs::write(&path, text).unwrap();
     let mut python = command("python3", [&path, &dir]);
@@ -74,8 +74,8 @@ pub(crate) fn run_script(place: &Place, parent: &Path, script: &str, words: &[&s
     outcome.stdout
 }
 
-/// Runs a script in both places. Lines in which they differ must be those of `differences`: what
-/// ext4 says, and what the mount does.
+/// Runs a script on both filesystems. The lines in which they differ must be those of
+/// `differences`: the line on ext4, and the one on the mount.
 #[track_caller]
 pub(crate) fn same_as_ext4(test: &'static str, script: &str, differences: &[(&str, &str)]) {
     let Some(place) = place(test) else { return };
@@ -84,19 +84,19 @@ pub(crate) fn same_as_ext4(test: &'static str, script: &str, differences: &[(&st
     };
     let expected = run_script(&place, ext4.dir(), script, &[]);
     let mounted = place.fresh("", OPTIONS);
-    let found = run_script(&place, mounted.dir(), script, &[]);
-    compare(&expected, &found, differences);
+    let actual = run_script(&place, mounted.dir(), script, &[]);
+    compare(&expected, &actual, differences);
     fs::remove_dir_all(mounted.path("work")).unwrap();
     mounted.unmount();
     assert_eq!(objects(&place.path("vol/objects")), 0, "objects of nothing");
 }
 
 #[track_caller]
-fn compare(expected: &str, found: &str, differences: &[(&str, &str)]) {
+fn compare(expected: &str, actual: &str, differences: &[(&str, &str)]) {
     let mut unmet: Vec<_> = differences.iter().collect();
     let mut complaints = Vec::new();
     let mut section = "";
-    for (ext4, here) in expected.lines().zip(found.lines()) {
+    for (ext4, here) in expected.lines().zip(actual.lines()) {
         if ext4.starts_with('#') {
             section = ext4;
         }
@@ -109,9 +109,9 @@ fn compare(expected: &str, found: &str, differences: &[(&str, &str)]) {
         }
     }
     complaints.extend(unmet.iter().map(|known| format!("no such line: {known:?}")));
-    let lengths = (expected.lines().count(), found.lines().count());
+    let lengths = (expected.lines().count(), actual.lines().count());
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
-    assert_eq!(lengths.0, lengths.1, "\n{expected}\n---\n{found}");
+    assert_eq!(lengths.0, lengths.1, "\n{expected}\n---\n{actual}");
     assert!(lengths.0 > 1, "the script said nothing");
 }
 

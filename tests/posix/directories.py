@@ -72,7 +72,7 @@ while entry := libc.readdir(stream):
         os.rmdir(f"many/{gone}") if os.path.isdir(f"many/{gone}") else os.unlink(f"many/{gone}")
         make(f"many/new-{turn}")
     if turn % 50 == 0:
-        # Away and back again.
+        # Moved away and back again.
         here = libc.telldir(stream)
         positions[here] = True
         libc.rewinddir(stream)

@@ -1,5 +1,4 @@
-//! A full volume, as programs meet it that go on writing without asking whether what they wrote is
-//! on the disk.
+//! A full volume, as seen by programs that continue writing without a sync.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -13,7 +12,7 @@ use crate::real::{Mounted, command, noise, run, write_synced};
 
 /// The limit of the volume.
 const LIMIT: u64 = 50 << 20;
-/// How much more may be taken before a write(2) is refused.
+/// How much more may be accepted before a write(2) is refused.
 const BOUND: u64 = 64 << 20;
 const MIB: usize = 1 << 20;
 
@@ -21,7 +20,7 @@ fn errno(error: &std::io::Error) -> Option<Errno> {
     Errno::from_io_error(error)
 }
 
-/// Writes until that is refused; the bytes that were taken.
+/// Writes until that is refused. Returns the number of bytes accepted.
 fn write_on(file: &mut File, piece: &[u8], pause: Duration) -> u64 {
     let mut taken = 0;
     loop {
@@ -32,7 +31,7 @@ fn write_on(file: &mut File, piece: &[u8], pause: Duration) -> u64 {
                 return taken;
             }
         }
-        assert!(taken <= LIMIT + BOUND, "it is not told");
+        assert!(taken <= LIMIT + BOUND, "a full disk is not reported");
         std::thread::sleep(pause);
     }
 }
@@ -56,11 +55,11 @@ fn a_write_to_a_full_volume_is_refused() {
         let mut file = File::create(&path).unwrap();
         let taken = write_on(&mut file, &noise(1, MIB), pause);
         assert!(taken > LIMIT * 9 / 10, "{taken}");
-        // Whoever asks afterwards is told of what was taken and lost; reading, looking and seeking
-        // go on.
+        // A later fsync reports the data that was accepted and lost. Reads, stat and seeks still
+        // work.
         let synced = file.sync_all().err();
-        let told = synced.map_or(Some(Errno::NOSPC), |error| errno(&error));
-        assert_eq!(told, Some(Errno::NOSPC));
+        let reported = synced.map_or(Some(Errno::NOSPC), |error| errno(&error));
+        assert_eq!(reported, Some(Errno::NOSPC));
         let reader = OpenOptions::new()
             .read(true)
             .write(true)
@@ -73,7 +72,7 @@ fn a_write_to_a_full_volume_is_refused() {
         assert_eq!(reader.read_at(&mut bytes, len).unwrap(), 0);
         rustix::fs::seek(&reader, rustix::fs::SeekFrom::End(0)).unwrap();
         drop(file);
-        // What exists may be overwritten, if not at once.
+        // Existing data may be overwritten, if not at once.
         let end = Instant::now() + Duration::from_secs(20);
         while let Err(error) = reader.write_all_at(&noise(2, MIB), 0) {
             assert_eq!(errno(&error), Some(Errno::NOSPC));
@@ -84,7 +83,7 @@ fn a_write_to_a_full_volume_is_refused() {
         reader.read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes == noise(2, MIB));
         drop(reader);
-        // When there is room again, the next write is taken.
+        // When there is space again, the next write is accepted.
         fs::remove_file(&path).unwrap();
         write_synced(&mounted.path("other"), &noise(3, 8 * MIB)).unwrap();
         fs::remove_file(mounted.path("other")).unwrap();
@@ -92,9 +91,10 @@ fn a_write_to_a_full_volume_is_refused() {
     mounted.unmount();
 }
 
-/// A file that somebody has had open for long, and that was refused, goes on when others make room.
+/// A file that has been open for long and whose write was refused can be written when others free
+/// space.
 #[test]
-fn a_slow_log_is_told_and_goes_on_when_there_is_room() {
+fn a_refused_log_can_be_written_when_there_is_space() {
     let Some(place) = place("full-log") else {
         return;
     };
@@ -112,7 +112,7 @@ fn a_slow_log_is_told_and_goes_on_when_there_is_room() {
     fs::remove_file(mounted.path("fill1")).unwrap();
     let end = Instant::now() + Duration::from_secs(20);
     while log.write_all(&noise(1, 1000)).is_err() {
-        assert!(Instant::now() < end, "it does not go on");
+        assert!(Instant::now() < end, "writes are still refused");
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(log);
@@ -121,7 +121,7 @@ fn a_slow_log_is_told_and_goes_on_when_there_is_room() {
 
 /// Programs end with an error, and have not written far beyond the end.
 #[test]
-fn programs_are_told() {
+fn programs_get_an_error() {
     let Some(place) = place("full-programs") else {
         return;
     };
@@ -158,7 +158,7 @@ fn programs_are_told() {
         assert!(said.contains("no space left"), "{words}: {said}");
         assert!(before.elapsed() < Duration::from_secs(50), "{words}");
         for name in ["out", "large"] {
-            let len = fs::metadata(mounted.path(name)).map_or(0, |found| found.len());
+            let len = fs::metadata(mounted.path(name)).map_or(0, |metadata| metadata.len());
             assert!(len <= LIMIT + BOUND, "{words}: {len}");
         }
         mounted.unmount();

@@ -117,8 +117,8 @@ say(read("m")[5_000:] == bytes(15_000))
 readonly = mmap.mmap(fd, 5_000, prot=mmap.PROT_READ)
 say(os.pwrite(fd, b"seen", 50), readonly[50:54])
 os.close(fd)
-# Behind the end of a mapped file that is not a whole number of pages there are zeros, and what is
-# put there does not come to light.
+# Behind the end of a mapped file whose length is no multiple of the page size there are zeros, and
+# bytes written there never appear in the file.
 make("tail", b"x" * 100)
 fd = os.open("tail", os.O_RDWR)
 memory = mmap.mmap(fd, 100)

@@ -1,4 +1,4 @@
-//! What outlives the daemon: a clean unmount, and its death.
+//! State that outlives the daemon: after a clean unmount, and after its death.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -14,8 +14,7 @@ fn free(mounted: &Mounted<'_>) -> (u64, u64) {
     (space.f_bfree, space.f_ffree)
 }
 
-/// Many files that are open and have no name: when the daemon dies they are gone, and with them
-/// what they took.
+/// Many open files without a name: when the daemon dies, they and their space are gone.
 #[test]
 fn nameless_files_leave_nothing_after_a_crash() {
     let Some(place) = place("nameless-crash") else {
@@ -44,9 +43,9 @@ fn nameless_files_leave_nothing_after_a_crash() {
         })
         .collect();
     for (number, file) in files.iter().enumerate() {
-        let mut found = vec![0; 1_000];
-        file.read_exact_at(&mut found, 150_000).unwrap();
-        assert!(found == noise(number as u64, 200_000)[150_000..151_000]);
+        let mut actual = vec![0; 1_000];
+        file.read_exact_at(&mut actual, 150_000).unwrap();
+        assert!(actual == noise(number as u64, 200_000)[150_000..151_000]);
         file.sync_all().unwrap();
     }
     assert_ne!(free(&mounted), before);
@@ -61,7 +60,7 @@ fn nameless_files_leave_nothing_after_a_crash() {
     assert_eq!(objects(&place.path("vol/objects")), 1);
 }
 
-/// A write that returned is on the disk where that was asked for.
+/// A write that returned is on the disk if that was requested.
 #[test]
 fn synchronous_writes_outlive_a_crash() {
     let Some(place) = place("synchronous") else {
@@ -81,7 +80,7 @@ fn synchronous_writes_outlive_a_crash() {
         let file = options.custom_flags(flags).open(&path).unwrap();
         root.sync_all().unwrap();
         let bytes = noise(flags.unsigned_abs().into(), 1 << 20);
-        // O_DIRECT asks for aligned memory on some filesystems, not on this one.
+        // O_DIRECT requires aligned memory on some filesystems, not on this one.
         for (number, piece) in bytes.chunks(8192).enumerate() {
             file.write_all_at(piece, number as u64 * 8192).unwrap();
         }
@@ -104,9 +103,9 @@ mod libc_flags {
     pub(super) const DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 }
 
-/// Everything that stat(2) says, of everything below a directory, by path.
+/// Everything that stat(2) shows of everything below a directory, by path.
 fn everything(root: &Path) -> BTreeMap<PathBuf, Vec<i64>> {
-    let mut found = BTreeMap::new();
+    let mut entries = BTreeMap::new();
     let mut rest = vec![root.to_owned()];
     while let Some(path) = rest.pop() {
         let status = fs::symlink_metadata(&path).unwrap();
@@ -134,9 +133,9 @@ fn everything(root: &Path) -> BTreeMap<PathBuf, Vec<i64>> {
         let mut all: Vec<i64> = numbers.into_iter().map(u64::cast_signed).collect();
         all.extend(owners.map(i64::from));
         all.extend(times.into_iter().flat_map(|(secs, nanos)| [secs, nanos]));
-        found.insert(path, all);
+        entries.insert(path, all);
     }
-    found
+    entries
 }
 
 #[test]
@@ -155,7 +154,7 @@ fn everything_is_the_same_after_a_remount() {
         fs::create_dir(&parent).unwrap();
         run_script(&place, &parent, script, &[]);
     }
-    // Listing moves a directory's time of last access once.
+    // Listing a directory updates its time of last access once.
     everything(mounted.dir());
     let before = everything(mounted.dir());
     assert!(before.len() > 100);
@@ -171,7 +170,7 @@ fn everything_is_the_same_after_a_remount() {
     mounted.unmount();
 }
 
-/// ext4 knows the years 1901 to 2446; a mount knows what 64 bits of seconds say.
+/// ext4 has the years 1901 to 2446; a mount has all times in seconds of 64 bits.
 #[test]
 fn times_far_away_are_kept() {
     let Some(place) = place("far-times") else {
@@ -187,7 +186,7 @@ fn times_far_away_are_kept() {
         -(1 << 50),
         i64::MAX - 1,
         i64::MIN + 1,
-        // At the ends, and only there, the kernel takes the nanoseconds away.
+        // At the limits, and only there, the kernel drops the nanoseconds.
         i64::MAX,
         i64::MIN,
     ];
@@ -215,7 +214,7 @@ fn times_far_away_are_kept() {
     mounted.unmount();
 }
 
-/// Where the kernel does not keep the times, what a mapping writes moves them all the same.
+/// Without the kernel's times, a write through a mapping still updates the times.
 #[test]
 fn a_mapping_moves_the_times_without_writeback() {
     let Some(place) = place("times-without-writeback") else {
@@ -228,7 +227,7 @@ fn a_mapping_moves_the_times_without_writeback() {
     mounted.unmount();
 }
 
-/// Reading moves the time of last access as `relatime` says, or never.
+/// Reading updates the time of last access as `relatime` says, or never.
 #[test]
 fn options_about_access_times() {
     let Some(place) = place("access-times") else {
@@ -254,7 +253,7 @@ fn options_about_access_times() {
         let mounted = place.mount("vol", "mnt", options);
         let accessed = || fs::metadata(mounted.path("f")).unwrap().accessed().unwrap();
         fs::read(mounted.path("f")).unwrap();
-        // Newer than the last change and not a day old.
+        // Newer than the last change and less than a day old.
         assert_eq!(accessed(), first, "{options}");
         mounted.unmount();
     }

@@ -1,4 +1,4 @@
-"""Locks between processes: each question is asked in a process of its own."""
+"""Locks between processes: each attempt runs in a process of its own."""
 import_lock = struct.Struct("hhqqi4x")
 OFD_GETLK, OFD_SETLK, OFD_SETLKW = 36, 37, 38
 
@@ -96,12 +96,12 @@ for name, take, give in (
         take(own)
         os.write(sink, b"has it ")
         os._exit(0)
-    told = os.read(source, 100)
+    output = os.read(source, 100)
     time.sleep(0.2)
     os.write(sink, b"given ")
     give()
     os.waitpid(child, 0)
-    say(name, (told + os.read(source, 100)).decode())
+    say(name, (output + os.read(source, 100)).decode())
     os.close(source)
     os.close(sink)
 

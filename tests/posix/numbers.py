@@ -1,5 +1,5 @@
-# Numbers that are shown, beside what programs can hold: a signed off_t of 32 bits, a floating-point
-# number of 64, an unsigned number of 32.
+# Numbers that the filesystem shows, beside the limits of programs: a signed off_t of 32 bits, a
+# floating-point number of 64, an unsigned number of 32.
 class Entry(ctypes.Structure):
     _fields_ = [("inode", ctypes.c_uint64), ("offset", ctypes.c_int64), ("length", ctypes.c_uint16), ("kind", ctypes.c_uint8), ("name", ctypes.c_char * 256)]
 
@@ -18,7 +18,7 @@ def listed(path):
     while entry := libc.readdir64(stream):
         entry = entry.contents
         found.append((entry.name, entry.inode, entry.offset, libc.telldir(stream)))
-    # Going back to where an entry was begins with the one after it.
+    # A seek to the offset of an entry continues with the one after it.
     for at in range(0, len(found), 97):
         libc.seekdir(stream, found[at][3])
         entry = libc.readdir64(stream)
@@ -41,7 +41,7 @@ def numbers(words, directory):
     say(words, "entries", len(entries))
     say(words, "d_off fits into 31 bits", all(0 <= offset < 1 << 31 for offset in offsets))
     say(words, "telldir fits into 31 bits", all(0 <= offset < 1 << 31 for *_, offset in entries))
-    # The last entry's offset is where the directory ends, and may be anything.
+    # The last entry's offset is the end of the directory, and may be any number.
     say(words, "d_off rises", offsets[:-1] == sorted(set(offsets[:-1])))
     say(words, "d_ino fits into 53 bits", all(0 < inode < 1 << 53 for inode in inodes))
     say(words, "st_ino fits into 53 bits", all(0 < os.lstat(path).st_ino < 1 << 53 for path in paths))
@@ -63,7 +63,7 @@ for number in range(0, 2000, 2):
 for number in range(3000):
     make(f"d/new {number}")
 after = dict((name, offset) for name, _, offset, _ in listed("d")[:-1])
-# An entry's own offset is that of the one before it: what tells is whether the order stays.
+# An entry has the offset of the one before it, so the test compares the order.
 kept = [name for name in before if name in after]
 say("order stays", kept == [name for name in after if name in before], len(kept) > 900)
 space, files = os.statvfs("d"), ctypes.create_string_buffer(120)

@@ -1,5 +1,6 @@
-# Every call that gives a time, between two stamps of a file on another filesystem, while somebody
-# stamps files there without pause. What it gives must not be before the first nor after the second.
+# Every call that sets a time, between two stamps of a file on another filesystem, while another
+# process stamps files there without pause. The time must not be before the first stamp nor after
+# the second.
 REFERENCE = sys.argv[2] + "/reference"
 ROUNDS = 200
 
@@ -35,8 +36,7 @@ def copied(fd):
     return opened("source", os.O_RDONLY, lambda source: os.copy_file_range(source, fd, 4096))
 
 
-# What a call needs before it, the call, and whose times of last change (m: of contents, c: of
-# anything) it moves.
+# Preparation of a call, the call, and the times that it updates (m: of contents, c: of the inode).
 nothing = lambda: None
 CALLS = (
     ("create", nothing, lambda: opened("new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, lambda fd: None), ("new:mc", ".:mc")),

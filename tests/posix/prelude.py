@@ -1,6 +1,6 @@
-"""What the scripts share. A script gets an empty directory, does things in it and says what came of
-them, a line each: the same lines are expected of ext4 and of a mount. So no line holds a time, an
-inode number or anything else that two runs would not have in common."""
+"""Functions that the scripts share. A script works in an empty directory and prints a line for each
+result. ext4 and a mount must give the same lines, so no line contains a time, an inode number or
+anything else that differs between two runs."""
 
 import ctypes
 import errno
@@ -26,7 +26,7 @@ def say(*words):
 
 
 def result(function, *arguments, **named):
-    """What a call returns, or the name of its error."""
+    """Returns the result of a call, or the name of its error."""
     try:
         return function(*arguments, **named)
     except OSError as error:
@@ -34,7 +34,7 @@ def result(function, *arguments, **named):
 
 
 def checked(value):
-    """The result of a function of libc, or its error."""
+    """Returns the result of a function of libc, or the name of its error."""
     if value < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -77,7 +77,7 @@ def kind(path):
 
 
 def as_user(user, group, function, groups=()):
-    """Calls the function in a process of that user; what it returned or the name of its error."""
+    """Calls the function in a process of that user. Returns its result, or the name of its error."""
     source, sink = os.pipe()
     child = os.fork()
     if child == 0:
@@ -96,7 +96,7 @@ def as_user(user, group, function, groups=()):
 
 
 def in_child(function):
-    """The same as this user."""
+    """Calls the function in a process of this user. Returns its result, or the name of its error."""
     return as_user(os.getuid(), os.getgid(), function)
 
 
@@ -109,15 +109,15 @@ def times(path):
 
 
 def changes(paths, function):
-    """Which times of which paths the call moves, after its result."""
+    """Returns the result of the call, and the times of the paths that it changes."""
     paths = [paths] if isinstance(paths, str) else paths
     before = [times(path) for path in paths]
     # Longer than the coarse clock that filesystems take their times from.
     time.sleep(0.02)
     came = result(function)
-    told = [came] if isinstance(came, str) and came in errno.errorcode.values() else []
+    words = [came] if isinstance(came, str) and came in errno.errorcode.values() else []
     for path, old in zip(paths, before):
         if os.path.lexists(path):
             moved = [name for name, a, b in zip(TIMES, old, times(path)) if a != b]
-            told.append(f"{path}:{'+'.join(moved) or 'none'}")
-    return " ".join(told)
+            words.append(f"{path}:{'+'.join(moved) or 'none'}")
+    return " ".join(words)

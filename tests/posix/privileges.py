@@ -1,4 +1,5 @@
-# Who keeps set-id bits and file capabilities through what: by capability, not by name.
+# Which processes keep set-id bits and file capabilities through which calls: by capability, not by
+# name.
 CLONE_NEWUSER = 0x10000000
 CAP_FSETID, CAP_SYS_ADMIN = 4, 21
 PR_SET_KEEPCAPS, PR_SET_DUMPABLE = 8, 4
@@ -27,10 +28,10 @@ def capabilities():
 
 def become(user, group, groups, namespace, fsetid):
     """Turns this process into that persona; a namespace is None, "own" or "wide"."""
-    # Those of a namespace are had anew, and so cannot be kept from before.
+    # Capabilities of a new namespace are gained, and so cannot be kept from before.
     os.setgroups(groups)
     if namespace == "wide":
-        # Root of it is mapped to root, and everybody else of the first 100000.
+        # Root of it is mapped to root, and all others of the first 100000.
         source, sink = os.pipe()
         ready, go = os.pipe()
         parent = os.getpid()
@@ -193,7 +194,7 @@ def exercise(persona, owner, group, fsetid):
         copy = described(copied) if os.path.exists(copied) else ""
         left = described(path)
         if (operation, came) == ("chown to the same", "EPERM"):
-            # On FUSE the kernel takes capabilities away before it asks whether the owner may change.
+            # On FUSE the kernel removes capabilities before it checks whether the owner may change.
             left = mode(path)
         say(oct(bits), operation, came, left, copy)
     say(lines[-1], *(f"{name} {mode(f'dir/grouped/{name}')}" for name in sorted(os.listdir("dir/grouped"))), mode("dir/grouped"))

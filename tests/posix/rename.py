@@ -99,10 +99,10 @@ for name in ("file", "empty"):
     inner = f"to/{name}"
     fd = os.open(name, os.O_RDONLY)
     before = os.fstat(fd)
-    told = changes([".", "to"], lambda: os.rename(name, inner))
+    changed = changes([".", "to"], lambda: os.rename(name, inner))
     after = os.fstat(fd)
     os.close(fd)
-    say(name, told, before.st_mtime_ns == after.st_mtime_ns, before.st_ctime_ns < after.st_ctime_ns)
+    say(name, changed, before.st_mtime_ns == after.st_mtime_ns, before.st_ctime_ns < after.st_ctime_ns)
 make("to/target")
 fd = os.open("to/target", os.O_RDONLY)
 before = os.fstat(fd).st_ctime_ns

@@ -25,7 +25,7 @@ fn renaming() {
 
 #[test]
 fn links() {
-    // The crate fuser has no FUSE_TMPFILE; the kernel says so for it.
+    // The crate fuser does not support FUSE_TMPFILE, so the kernel returns this error.
     let unnamed = ("O_TMPFILE opened", "O_TMPFILE ENOTSUP");
     same_as_ext4("links", include_str!("links.py"), &[unnamed]);
 }
@@ -58,19 +58,19 @@ fn holes_and_allocation() {
 #[test]
 fn times() {
     let differences = [
-        // The kernel keeps these times itself, and moves them with the length alone.
+        // The kernel maintains these times itself, and updates them with the length alone.
         (
             "truncate to the same f:mtime+ctime",
             "truncate to the same f:none",
         ),
-        // The crate fuser has no FUSE_STATX.
+        // The crate fuser does not support FUSE_STATX.
         ("birth True", "birth False"),
     ];
     same_as_ext4("times", include_str!("times.py"), &differences);
 }
 
-/// Whoever compares times (make, rsync) must not take what was made later for older, whichever of
-/// kernel and daemon gave them.
+/// Programs that compare times (make, rsync) must not see a later change as older, whether the
+/// kernel or the daemon set the times.
 #[test]
 fn times_are_in_order_with_those_of_other_filesystems() {
     let Some(place) = place("order") else { return };
@@ -93,7 +93,7 @@ fn times_are_in_order_with_those_of_other_filesystems() {
     mounted.unmount();
 }
 
-/// Programs keep what they are shown in less than 64 bits.
+/// Programs store the numbers that they are shown in less than 64 bits.
 #[test]
 fn numbers_that_programs_can_hold() {
     let Some(place) = place("numbers") else {
@@ -105,21 +105,22 @@ fn numbers_that_programs_can_hold() {
     let script = include_str!("numbers.py");
     let mounted = place.fresh("", OPTIONS);
     let expected = run_script(&place, ext4.dir(), script, &[]);
-    let found = run_script(&place, mounted.dir(), script, &["views"]);
-    // What ext4 tells programs of 64 bits of an offset has 63 bits; those of 32 get fewer.
+    let actual = run_script(&place, mounted.dir(), script, &["views"]);
+    // ext4 gives offsets of 63 bits to programs with 64-bit offsets; programs with 32-bit offsets
+    // get fewer.
     let more = ["d_off fits into 31 bits", "telldir fits into 31 bits"];
-    for (ext4, here) in expected.lines().zip(found.lines()) {
+    for (ext4, here) in expected.lines().zip(actual.lines()) {
         let is_less_there = more.iter().any(|words| ext4.contains(words));
         assert!(is_less_there || ext4 == here, "ext4: {ext4}\nhere: {here}");
     }
-    let wrong: Vec<_> = found
+    let wrong: Vec<_> = actual
         .lines()
         .filter(|line| line.contains("False"))
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert!(
-        found.lines().count() > expected.lines().count() + 30,
-        "{found}"
+        actual.lines().count() > expected.lines().count() + 30,
+        "{actual}"
     );
     mounted.unmount();
 }

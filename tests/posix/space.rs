@@ -1,4 +1,4 @@
-//! Room: limits, promises, what comes back.
+//! Space: limits, reservations, and what is given back.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::control::{Ext4, OPTIONS, place, run_script};
 use crate::real::{noise, write_synced};
 
-const PROMISED: &str = include_str!("promised.py");
+const RESERVED: &str = include_str!("reserved.py");
 const KEPT: &str = "full ENOSPC True\nwritten ENOSPC\nback True\nand is used\n";
 
 fn bytes_on_disk(dir: &Path) -> u64 {
@@ -20,23 +20,23 @@ fn bytes_on_disk(dir: &Path) -> u64 {
         .sum()
 }
 
-/// Everything that a promise means, where a volume has a limit of its own.
+/// All effects of a reservation, on a volume with a limit of its own.
 #[test]
-fn a_promise_is_kept_on_a_full_volume() {
-    let Some(place) = place("promise-limit") else {
+fn a_reservation_holds_on_a_full_volume() {
+    let Some(place) = place("reserve-limit") else {
         return;
     };
     let mounted = place.fresh("--size 64M", OPTIONS);
-    assert_eq!(run_script(&place, mounted.dir(), PROMISED, &[]), KEPT);
+    assert_eq!(run_script(&place, mounted.dir(), RESERVED, &[]), KEPT);
     fs::remove_dir_all(mounted.path("work")).unwrap();
     mounted.unmount();
     assert_eq!(bytes_on_disk(&place.path("vol/objects")), 0);
 }
 
-/// The same where the disk below is full, through the mount and by others.
+/// The same on a full backing disk, through the mount and by other processes.
 #[test]
-fn a_promise_is_kept_on_a_full_disk() {
-    let test = "promise-disk";
+fn a_reservation_holds_on_a_full_disk() {
+    let test = "reserve-disk";
     let Some(place) = place(test) else { return };
     let Some(disk) = Ext4::new(&place, test, 96, &["-m", "0"]) else {
         return;
@@ -47,13 +47,13 @@ fn a_promise_is_kept_on_a_full_disk() {
     let mounted = place.mount(volume, "mnt", OPTIONS);
     let ballast = disk.dir().join("ballast");
     let words = [ballast.to_str().unwrap()];
-    assert_eq!(run_script(&place, mounted.dir(), PROMISED, &words), KEPT);
+    assert_eq!(run_script(&place, mounted.dir(), RESERVED, &words), KEPT);
     mounted.unmount();
 }
 
-/// What is set aside is set aside on the disk below, also across a remount, and goes back to it.
+/// Reserved space is reserved on the backing disk, also across a remount, and is given back to it.
 #[test]
-fn what_is_set_aside_is_on_the_disk_below() {
+fn reserved_space_is_on_the_backing_disk() {
     let Some(place) = place("set-aside") else {
         return;
     };
@@ -83,7 +83,7 @@ fn what_is_set_aside_is_on_the_disk_below() {
     let mounted = place.mount("vol", "mnt", OPTIONS);
     assert_eq!(fs::metadata(&path).unwrap().blocks(), status.blocks());
     assert!((LEN..LEN + LEN / 20).contains(&on_disk()), "{}", on_disk());
-    // A hole in the middle, in the midst of what was never written; then the end.
+    // A hole in the middle of a range that was never written; then the end.
     let file = allocate(&path, false, 0, LEN);
     let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&file, punch, LEN / 2, LEN / 4).unwrap();
@@ -106,9 +106,10 @@ fn what_is_set_aside_is_on_the_disk_below() {
     mounted.unmount();
 }
 
-/// `df` says what the limit says, inodes are counted, and a full volume gives back what is removed.
+/// `df` shows the limit, inodes are counted, and a full volume gives back the space of removed
+/// files.
 #[test]
-fn a_full_volume_gives_back_what_is_removed() {
+fn a_full_volume_gives_back_removed_space() {
     let Some(place) = place("full-volume") else {
         return;
     };
@@ -129,7 +130,7 @@ fn a_full_volume_gives_back_what_is_removed() {
         }
         assert!(written >= 22, "round {round}: {written}");
         assert!(space().f_bavail < 200);
-        // What exists may be written anew however full it is.
+        // Existing data may be rewritten on a full volume.
         for number in 0..written {
             let path = mounted.path(&format!("f{number}"));
             let file = fs::File::options().write(true).open(&path).unwrap();
@@ -155,7 +156,7 @@ fn refused<T: std::fmt::Debug>(result: std::io::Result<T>) {
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
 }
 
-/// Files that are too small for a page, names, attributes and links take room like everything else.
+/// Files that are too small for a page, names, attributes and links take space too.
 #[test]
 fn small_files_and_names_are_counted() {
     let Some(place) = place("small-files") else {
@@ -185,7 +186,7 @@ fn small_files_and_names_are_counted() {
         "{:?}",
         used()
     );
-    // Whatever is made takes room, the smallest thing too.
+    // Everything that is created takes space, the smallest file too.
     let at = |name: &str| mounted.path(name);
     let mut links = 0;
     while fs::hard_link(at("f0"), at(&format!("link{links}"))).is_ok() {
@@ -210,7 +211,7 @@ fn small_files_and_names_are_counted() {
         file.sync_all()
     });
     refused(append);
-    // What takes no more than there was goes on.
+    // Operations that take no more space than before succeed.
     fs::rename(at("f3"), at("renamed to something longer")).unwrap();
     fs::set_permissions(
         at("f4"),

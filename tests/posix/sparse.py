@@ -24,7 +24,7 @@ fd = os.open("holes", os.O_RDWR | os.O_CREAT)
 say(seek(fd, 0, os.SEEK_DATA), seek(fd, 0, os.SEEK_HOLE))
 os.ftruncate(fd, 40 << 20)
 say(seek(fd, 0, os.SEEK_DATA), seek(fd, 0, os.SEEK_HOLE), seek(fd, 40 << 20, os.SEEK_HOLE), seek(fd, (40 << 20) - 1, os.SEEK_HOLE))
-# Multiples of both page sizes, 4096 here and 4032 there.
+# Multiples of both page sizes, 4096 on ext4 and 4032 on the mount.
 unit = 4096 * 63
 for at in (10, 20, 40, 90):
     os.pwrite(fd, b"d" * unit, at * unit)
@@ -49,8 +49,8 @@ def blocks():
 
 
 def near(bytes_, expected):
-    """Allocation within two pages for every one of the four stretches, and 2 % for what a page of
-    metadata takes."""
+    """True if the allocation differs by at most two pages for each of the four ranges, and 2 % for
+    the headers of pages."""
     return abs(bytes_ - expected) <= expected // 50 + 8 * 4096
 
 

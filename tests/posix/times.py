@@ -14,7 +14,7 @@ def shown(path):
 
 make("f", b"x" * 5000)
 say("# what is set is what is read")
-# ext4 knows 1901-12-13 to 2446-05-10, a mount more.
+# ext4 has 1901-12-13 to 2446-05-10, a mount has more.
 SECONDS = [0, 1, -1, -2, -86_400 * 365, 1 - (1 << 31), (1 << 31) - 1, 1 << 31, 1 << 32, 10_000_000_000, 15_032_385_534]
 for second in SECONDS + [int(word) for word in sys.argv[2:]]:
     for nanos in (0, 1, 500_000_000, 999_999_999):
@@ -54,7 +54,7 @@ def opened(path, flags, function):
 
 
 def both(path):
-    """Times of a long time ago, so that reading moves the first."""
+    """Sets old times, so that a read updates the access time."""
     utimensat(path, (1000, 0), (2000, 0))
 
 
@@ -111,7 +111,7 @@ say("# reading")
 
 
 def cold(path):
-    """Reads what the kernel does not have: what it has, a mount does not hear of."""
+    """Reads uncached data: the kernel does not tell a mount about reads of cached data."""
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -18,7 +18,7 @@ fn tar_out_of_the_mount_and_into_it() {
     };
     let source = place.path("source");
     trees::make(&source);
-    // tar has no entry for a socket, nor for further names of what is no regular file.
+    // tar has no entries for sockets, nor for further names of files that are not regular.
     for name in ["socket", "null again", "fifo again"] {
         std::fs::remove_file(source.join("special").join(name)).unwrap();
     }
@@ -41,8 +41,7 @@ fn tar_out_of_the_mount_and_into_it() {
     mounted.unmount();
     let mounted = place.mount("vol", "mnt", "dev,suid");
     trees::assert_same(&place, &source, &mounted.path("three"));
-    // The 30 MB of the sparse file are a few pages, here and in the archive; tar finds no
-    // difference.
+    // The sparse file of 30 MB takes a few pages, here and in the archive; tar finds no difference.
     let last = functions
         + "for file in one/sparse two/sparse three/sparse; do
                [ $(stat -c %s $file) = 30000000 ]; [ $(du -k $file | cut -f1) -lt 200 ]
@@ -88,7 +87,7 @@ fn packages_and_zip_files_are_unpacked() {
         cd ..; sed -i 's/Version: 1/Version: 2/' package/DEBIAN/control
         echo changed > package/usr/share/doc/example/200
         dpkg-deb --root-owner-group --build package example-2.deb
-        # Installed, another version over it, and removed, in a root of its own.
+        # Installed, upgraded to another version, and removed, in a root of its own.
         mkdir -p root/var/lib/dpkg/{info,updates,triggers}; touch root/var/lib/dpkg/status
         for file in example.deb example-2.deb; do
             dpkg --root=$PWD/root --log=/dev/null --install $file

@@ -1,5 +1,5 @@
-//! Builds: cargo and make decide by modification times; what they make runs from the mount, and
-//! compilers and linkers write and read by mmap.
+//! Builds: cargo and make decide by modification times, the programs that they build run from the
+//! mount, and compilers and linkers write and read by mmap.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ const FILES: [(&str, &str); 6] = [
     ),
 ];
 
-/// cargo with this home directory's tool chain, and none of the surroundings of the cargo that runs
+/// cargo with this home directory's tool chain, and without the environment of the cargo that runs
 /// the tests.
 #[track_caller]
 fn cargo(dir: &Path, arguments: &[&str]) -> Outcome {
@@ -58,7 +58,7 @@ fn built(outcome: &Outcome, package: &str) -> bool {
 }
 
 #[test]
-fn cargo_builds_what_has_changed() {
+fn cargo_rebuilds_changed_sources() {
     let test = "cargo";
     let Some(place) = Place::new(test, TEST_LIMIT) else {
         return;
@@ -130,7 +130,7 @@ const MAKE: &str = "mkdir make; cd make
     strip program; is 43";
 
 #[test]
-fn make_builds_what_is_older() {
+fn make_rebuilds_outdated_targets() {
     let test = "make";
     let programs = [("make", "make"), ("cc", "gcc"), ("strip", "binutils")];
     if !equipped(test, &programs) {

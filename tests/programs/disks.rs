@@ -1,4 +1,4 @@
-//! Disks within the mount: a loop device on a file, with ext4 in it, and a volume in a volume.
+//! Disks on the mount: a loop device on a file, with ext4 in it, and a volume inside a volume.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::real::{Place, need};
 use crate::script::{TEST_LIMIT, equipped, script};
 use crate::trees;
 
-/// The device goes by itself with the last mount of it. The second one goes past the page cache.
+/// The last unmount frees the device. The second device bypasses the page cache.
 const MAKE: &str = "truncate -s 64M mnt/image
     mkfs.ext4 -q -F mnt/image
     mount -o loop mnt/image inner
@@ -30,7 +30,7 @@ const LOOK: &str = "e2fsck -f -n mnt/image
     diff -r /usr/include/linux inner/another
     [ ! -e inner/file-1 ]
     umount inner
-    # What the image does not use is holes here.
+    # Parts of the image that are not used are holes here.
     [ $(du -k mnt/image | cut -f1) -lt $((64 * 1024)) ]";
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::real::Place;
 use crate::script::{TEST_LIMIT, equipped, script};
 
-/// Each block carries its own checksum and place.
+/// Each block contains its own checksum and position.
 const COMMON: &str = "fio --directory=. --size=4m --verify=crc32c --verify_fatal=1 --do_verify=1 \
     --fallocate=none --output-format=terse --randrepeat=1 --thread";
 
@@ -28,7 +28,7 @@ fn fio_reads_what_it_wrote() {
         script(&place, mounted.dir(), &format!("{COMMON} {job}"));
     }
     mounted.unmount();
-    // What the last runs left is verified by itself, from the disk.
+    // The data of the last run is verified by itself, from the disk.
     let mounted = place.mount("vol", "mnt", "");
     for job in &jobs[..2] {
         script(

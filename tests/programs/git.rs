@@ -1,4 +1,4 @@
-//! git: many small files, hard links, renames over what is there, packs read by mmap.
+//! git: many small files, hard links, renames over existing files, packs read by mmap.
 
 use std::fs;
 use std::process::Stdio;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::real::{Place, wait_until};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, bash, equipped, script};
 
-/// Nothing of the user's or the system's configuration has a say.
+/// Without the configuration of the user and the system.
 const SETUP: &str = "export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
     export GIT_AUTHOR_NAME=A GIT_AUTHOR_EMAIL=a@example.org
     export GIT_COMMITTER_NAME=A GIT_COMMITTER_EMAIL=a@example.org
@@ -57,7 +57,7 @@ const CLONES: &str = "git clone -q repository linked
     git -C repository stash -q; clean repository; git -C repository stash pop -q
     git -C repository checkout -q everywhere";
 
-/// Nothing has to be read again: the index has the inode numbers and the times to the nanosecond.
+/// No file has to be read again: the index has the inode numbers and the times to the nanosecond.
 const AFTER: &str = "for tree in repository linked copied worktree; do
         git -C $tree diff-files --quiet
         clean $tree; whole $tree
@@ -85,7 +85,7 @@ fn git_keeps_a_history() {
     mounted.unmount();
 }
 
-/// Commits until it fails, and says what was committed.
+/// Commits until it fails, and prints each commit.
 const COMMITS: &str = "[ -d durable ] || git init -q -b main durable; cd durable
     git config core.fsync all; git config gc.auto 0
     for n in $(seq 1000); do
@@ -93,8 +93,8 @@ const COMMITS: &str = "[ -d durable ] || git init -q -b main durable; cd durable
         git rev-parse HEAD >> ../../said
     done";
 
-/// git syncs its files and no directories: what it synced last has everything before it, and only
-/// the reference's last change of name may be missing.
+/// git syncs its files and no directories: the last file that it synced has everything before it,
+/// and only the last rename of the reference may be missing.
 const WHOLE: &str = "cd durable
     whole .
     head -n -1 ../../said | while read -r commit; do git merge-base --is-ancestor $commit main; done

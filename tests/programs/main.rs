@@ -1,7 +1,7 @@
-//! Programs that people use, on a mount through the kernel: what they do there is what they do on
-//! any local filesystem, also after the next mount, and after they or the daemon were killed.
+//! Common programs, on a mount through the kernel: they behave as on any local filesystem, also
+//! after the next mount, and after they or the daemon were killed.
 //!
-//! Needs root, /dev/fuse and the programs that each test names; what cannot run says so.
+//! Needs root, /dev/fuse and the programs that each test names; tests that cannot run say so.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod archives;

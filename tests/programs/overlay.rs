@@ -1,14 +1,14 @@
 //! overlayfs over the mount, as container engines use it.
 //!
 //! The upper layer needs rename with whiteouts, extended attributes of its own and file types in
-//! directory entries, which the mount has. O_TMPFILE, which it does not have, the kernel does
-//! without: it says so in its log and copies files up by way of the working directory.
+//! directory entries, which the mount has. It does not have O_TMPFILE: the kernel logs that and
+//! copies files up through the working directory instead.
 //!
 //! One thing is lost with an upper layer here, as with any FUSE filesystem that clears set-user-id
 //! bits and capabilities itself (`FUSE_HANDLE_KILLPRIV_V2`): overlayfs copies a file up by setting
-//! its mode and then its owner, within the kernel and without the intention to clear anything, and
-//! the request for the owner that arrives here is that of any chown(2), which clears them. Files
-//! made above keep theirs.
+//! its mode and then its owner. It does so within the kernel and without the intention to clear
+//! anything, but the request for the owner arrives here as that of any chown(2), which clears them.
+//! Files created in the overlay keep theirs.
 
 use std::fs;
 use std::process::Command;
@@ -30,9 +30,9 @@ const WORK: &str = "cd merged
     touch -c dir/1 dir/2 dir/3; chmod o+w dir/1
     [ $(stat -c %u:%g dir/1) = 1:2 ]; [ $(stat -c %a dir/2) = 755 ]
     rm dir/4; not stat dir/4 2> /dev/null; rm -r gone; [ $(ls dir | wc -l) = 50 ]
-    # A directory made anew does not show what was there below.
+    # A directory that is created again does not show the lower one's entries.
     mkdir gone; [ -z \"$(ls gone)\" ]
-    # Names exchanged and moved over each other, with what is below.
+    # Names exchanged and moved over each other, with everything below them.
     mv dir/5 dir/6; [ $(cat dir/6) = 5 ]; mv dir/deep moved; rmdir empty
     mv -T moved dir/deep; echo new > dir/deep/new
     echo 1 >> large; [ $(stat -c %s large) = 10485766 ]
@@ -58,7 +58,7 @@ fn mounting(lower: &str, upper: &str) -> String {
 fn kernel_has_overlay() -> bool {
     let has =
         || fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("overlay\n"));
-    // It may be a module that is loaded when it is first mounted.
+    // It may be a module that is loaded by the first mount.
     has() || Command::new("modprobe").arg("overlay").output().is_ok() && has()
 }
 
@@ -96,7 +96,7 @@ fn layers(test: &'static str, lower: &str, upper: &str) {
     let mounted = place.mount("vol", "mnt", "suid");
     script(&place, &root, &(mounting(&lower, upper) + SEEN));
     script(&place, &root, "umount merged");
-    // What was removed is a whiteout in the upper layer; the lower one is as it was.
+    // Removed files are whiteouts in the upper layer; the lower layer is unchanged.
     let text =
         format!("[ \"$(stat -c '%F %t:%T' {upper}/up/dir)\" = 'character special file 0:0' ]");
     script(&place, &root, &text);

@@ -1,6 +1,6 @@
-//! PostgreSQL with page checksums, by an ordinary user: whole after a clean stop, after a killed
-//! server, and after a killed daemon, with everything that was committed; and so is what a snapshot
-//! shows that is taken in the middle of it all.
+//! PostgreSQL with page checksums, as an ordinary user: whole after a clean stop, after a killed
+//! server, and after a killed daemon, with everything that was committed. So is the cluster in a
+//! snapshot that is taken at any moment.
 //!
 //! The server is this test's own, on a socket of its own; the machine's clusters are not touched.
 
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::real::{Outcome, Place, command, need, pid_of, run_within};
+use crate::real::{Outcome, Place, as_user, command, need, pid_of, run_within};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped};
 
-/// Any user will do that is not root: the server refuses to be root's.
+/// Any user except root: the server refuses to run as root.
 const USER: u32 = 65_534;
 /// Time for a server to start; it does so several times.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -26,7 +26,7 @@ const CLIENTS: &str = "--client=3";
 const SNAPSHOTS: u32 = 2;
 const ROUNDS: &str = "BILAYER_TESTS_POSTGRES_SNAPSHOTS";
 
-/// Where the newest of Debian's versions has its programs.
+/// The directory of the programs of the newest version that Debian has installed.
 fn programs() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
     let mut versions: Vec<PathBuf> = versions
@@ -41,7 +41,7 @@ fn programs() -> Option<PathBuf> {
     versions.pop()
 }
 
-/// A cluster in the mount; its server is ended when this goes.
+/// A cluster in the mount; its server is stopped on drop.
 struct Cluster<'a> {
     place: &'a Place,
     programs: PathBuf,
@@ -52,7 +52,7 @@ struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// One that is yet to be made, in a directory of the mount.
+    /// A cluster to be created in a directory of the mount.
     fn new(place: &'a Place, programs: PathBuf) -> Self {
         let data = place.path("mnt/data");
         fs::create_dir(&data).unwrap();
@@ -60,7 +60,7 @@ impl<'a> Cluster<'a> {
         Self::of(place, programs, data, "socket")
     }
 
-    /// The one of that directory.
+    /// The cluster in that directory.
     fn of(place: &'a Place, programs: PathBuf, data: PathBuf, socket: &str) -> Self {
         let socket = place.dir(socket);
         chown(&socket, Some(USER), Some(USER)).unwrap();
@@ -75,19 +75,15 @@ impl<'a> Cluster<'a> {
 
     /// One of the programs as the cluster's user.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let id = USER.to_string();
-        let mut as_user = command(
-            "setpriv",
-            ["--reuid", &id, "--regid", &id, "--clear-groups"],
-        );
-        as_user.arg(self.programs.join(program)).args(arguments);
-        self.place.environment(&mut as_user);
-        as_user
+        let mut command = as_user(USER);
+        command.arg(self.programs.join(program)).args(arguments);
+        self.place.environment(&mut command);
+        command
             .env("PGDATA", &self.data)
             .env("PGHOST", &self.socket)
             .env("PGUSER", "owner")
             .env("PGDATABASE", "postgres");
-        as_user
+        command
     }
 
     #[track_caller]
@@ -109,7 +105,7 @@ impl<'a> Cluster<'a> {
         outcome.stdout.trim().to_owned()
     }
 
-    /// Makes the cluster, with segments of the log small enough for several to be written.
+    /// Creates the cluster, with small segments of the log, so that several are written.
     fn make(&self) {
         let options = ["--data-checksums", "--auth=trust", "--username=owner"];
         self.run(
@@ -133,14 +129,14 @@ impl<'a> Cluster<'a> {
         file.write_all(settings.as_bytes()).unwrap();
     }
 
-    /// As one does on filesystems that copy on write: nothing of the log is on disk before it is
-    /// synced, neither length nor place, while the default is to write over what is there.
+    /// Settings for filesystems that copy on write: a new log file has neither length nor blocks on
+    /// disk before it is synced, while the default reuses old log files.
     fn write_the_log_to_new_files(&self) {
         self.set("wal_recycle = off\nwal_init_zero = off\n");
     }
 
-    /// Starts the server. A killed one's children may still have its memory for a moment, and then
-    /// it ends at once.
+    /// Starts the server. The children of a killed one may still have its memory for a moment, and
+    /// then it ends at once.
     #[track_caller]
     fn start(&mut self) {
         let path = self.socket.join("log");
@@ -170,7 +166,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Ends the server in good order, and looks at all its pages.
+    /// Stops the server cleanly, and verifies all its pages.
     #[track_caller]
     fn stop(&mut self) {
         let mut server = self.server.take().unwrap();
@@ -179,7 +175,7 @@ impl<'a> Cluster<'a> {
         self.run("pg_checksums", &["--check"]);
     }
 
-    /// Kills the server as a crash would; its children notice and go.
+    /// Kills the server as a crash would; its children notice and end.
     fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
             let _ = server.kill();
@@ -187,7 +183,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Transactions run until somebody ends them; say how many they were.
+    /// Runs transactions until they are stopped; the output has their number.
     fn bench(&self) -> Child {
         let options = [CLIENTS, "--no-vacuum", "--time=60"];
         let mut pgbench = self.command("pgbench", &options);
@@ -198,14 +194,14 @@ impl<'a> Cluster<'a> {
         pgbench.spawn().unwrap()
     }
 
-    /// How many were committed so far.
+    /// Number of transactions committed so far.
     #[track_caller]
     fn transactions(&self) -> u64 {
         let count = self.sql("SELECT count(*) FROM pgbench_history");
         count.parse().unwrap()
     }
 
-    /// Everything is whole, and the transactions are all there or not at all.
+    /// Everything is whole, and each transaction is completely there or not at all.
     #[track_caller]
     fn check(&self, at_least: u64) -> u64 {
         self.run(
@@ -233,8 +229,8 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// Waits for the clients, whose connections are gone; returns how many transactions the server told
-/// them were committed.
+/// Waits for the clients, whose connections are broken; returns the number of transactions that the
+/// server acknowledged.
 #[track_caller]
 fn committed(bench: Child) -> u64 {
     let outcome = bench.wait_with_output().unwrap();
@@ -246,14 +242,14 @@ fn committed(bench: Child) -> u64 {
     number.split('/').next().unwrap().trim().parse().unwrap()
 }
 
-/// Where an ordinary user may go, with an empty volume; and the server's programs.
+/// A directory that an ordinary user can enter, with an empty volume; and the server's programs.
 fn prepared(test: &'static str, limit: Duration) -> Option<(Place, PathBuf)> {
     prepared_of(test, limit, "")
 }
 
 /// As [`prepared`], with options for the volume.
 fn prepared_of(test: &'static str, limit: Duration, options: &str) -> Option<(Place, PathBuf)> {
-    let Some(found) = programs() else {
+    let Some(programs) = programs() else {
         need(
             false,
             test,
@@ -267,16 +263,16 @@ fn prepared_of(test: &'static str, limit: Duration, options: &str) -> Option<(Pl
     let place = Place::at(test, limit, Path::new("/var/tmp"));
     fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
     place.run(&format!("create vol {options}")).done();
-    Some((place, found))
+    Some((place, programs))
 }
 
 #[test]
 fn a_cluster_is_whole_after_every_crash() {
-    let Some((place, found)) = prepared("postgres", TEST_LIMIT) else {
+    let Some((place, programs)) = prepared("postgres", TEST_LIMIT) else {
         return;
     };
     let mounted = place.mount("vol", "mnt", "");
-    let mut cluster = Cluster::new(&place, found);
+    let mut cluster = Cluster::new(&place, programs);
     cluster.make();
     cluster.start();
     cluster.run("pgbench", &["--initialize", "--quiet"]);
@@ -324,17 +320,17 @@ fn a_cluster_is_whole_after_every_crash() {
     mounted.unmount();
 }
 
-/// The server refuses what does not fit, goes on with the rest, and loses nothing that it has
-/// committed, also where its log is what no longer fits and it ends.
+/// The server refuses data that does not fit, continues with other work, and loses nothing that it
+/// has committed, even if its log is what no longer fits, and it ends.
 #[test]
 fn a_cluster_survives_a_full_volume() {
-    /// Files of 1 MiB, more than there is room for and than the kernel may hold back.
+    /// Files of 1 MiB, more than there is space for and than the kernel may hold back.
     const FILLERS: u32 = 400;
-    let Some((place, found)) = prepared_of("postgres-full", TEST_LIMIT, "--size 160M") else {
+    let Some((place, programs)) = prepared_of("postgres-full", TEST_LIMIT, "--size 160M") else {
         return;
     };
     let mounted = place.mount("vol", "mnt", "");
-    let mut cluster = Cluster::new(&place, found);
+    let mut cluster = Cluster::new(&place, programs);
     cluster.make();
     fs::write(mounted.path("ballast"), vec![1; 8 << 20]).unwrap();
     cluster.start();
@@ -358,7 +354,7 @@ fn a_cluster_survives_a_full_volume() {
     }
     let said = fs::read_to_string(cluster.socket.join("log")).unwrap();
     assert!(said.contains("No space left on device"), "{said}");
-    // What was refused may have been the log, for which a server ends.
+    // The refused write may have been one of the log, at which a server ends.
     cluster.kill();
     fs::remove_file(mounted.path("ballast")).unwrap();
     cluster.start();
@@ -368,7 +364,7 @@ fn a_cluster_survives_a_full_volume() {
     cluster.run("pgbench", &[CLIENTS, "--transactions=30", "--no-vacuum"]);
     let count = cluster.check(90);
 
-    // Somebody else fills the volume while transactions run.
+    // Another process fills the volume while transactions run.
     let bench = cluster.bench();
     let filled = (0..FILLERS).try_for_each(|number| {
         let file = mounted.path(&format!("other-{number}"));
@@ -393,17 +389,17 @@ fn a_cluster_survives_a_full_volume() {
     place.run("check vol").done();
 }
 
-/// Copied out of the snapshot it is what a crash at that moment would have left, with all that was
-/// committed before, and nothing of what came later.
+/// A copy out of the snapshot is what a crash at that moment would have left, with everything
+/// committed before, and nothing that was begun later.
 #[test]
-fn what_a_snapshot_shows_starts_up() {
+fn the_cluster_in_a_snapshot_starts() {
     let rounds = std::env::var(ROUNDS).map_or(SNAPSHOTS, |rounds| rounds.parse().unwrap());
     let limit = TEST_LIMIT + rounds * SCRIPT_LIMIT;
-    let Some((place, found)) = prepared("postgres-snapshot", limit) else {
+    let Some((place, programs)) = prepared("postgres-snapshot", limit) else {
         return;
     };
     let mounted = place.mount("vol", "mnt", "");
-    let mut cluster = Cluster::new(&place, found.clone());
+    let mut cluster = Cluster::new(&place, programs.clone());
     cluster.make();
     cluster.start();
     cluster.run("pgbench", &["--initialize", "--quiet"]);
@@ -411,7 +407,7 @@ fn what_a_snapshot_shows_starts_up() {
 
     for round in 0..rounds {
         let mut bench = cluster.bench();
-        // Not always at the same moment of what the server does by time.
+        // At varying moments of the server's periodic work.
         std::thread::sleep(Duration::from_millis(1000 + u64::from(round) * 137));
         let before = cluster.transactions();
         let snapshot = place.path(&format!("mnt/.snapshots/round-{round}"));
@@ -426,9 +422,9 @@ fn what_a_snapshot_shows_starts_up() {
         bench.kill().unwrap();
         bench.wait().unwrap();
 
-        // It names the server that runs.
+        // It names the running server.
         fs::remove_file(copied.join("postmaster.pid")).unwrap();
-        let mut copy = Cluster::of(&place, found.clone(), copied, &format!("socket-{name}"));
+        let mut copy = Cluster::of(&place, programs.clone(), copied, &format!("socket-{name}"));
         let socket = copy.socket.display();
         copy.set(&format!("unix_socket_directories = '{socket}'\n"));
         copy.start();

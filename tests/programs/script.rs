@@ -1,4 +1,4 @@
-//! Shell scripts that a test runs, and what they need.
+//! Shell scripts that a test runs, and the programs that they need.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ pub(crate) const SCRIPT_LIMIT: Duration = Duration::from_secs(100);
 /// Time for one test.
 pub(crate) const TEST_LIMIT: Duration = Duration::from_secs(200);
 
-/// True when all of these programs are there, each given with the package that has it.
+/// True if all of these programs exist, each given with the package that contains it.
 pub(crate) fn equipped(test: &str, programs: &[(&str, &str)]) -> bool {
     programs.iter().all(|(program, package)| {
         let missing = format!("{program} is missing; install {package}");
@@ -19,16 +19,16 @@ pub(crate) fn equipped(test: &str, programs: &[(&str, &str)]) -> bool {
     })
 }
 
-/// `errexit` overlooks what fails before `&&` or after `!`: scripts have one command after the
-/// other, and `not`.
+/// `errexit` ignores failures before `&&` or after `!`: scripts have one command after the other,
+/// and use `not`.
 const PROLOGUE: &str = r#"set -Eeuo pipefail
 trap 'echo "failed: $BASH_COMMAND" >&2' ERR
 not() { ! "$@"; }
 PATH=$PATH:/usr/sbin:/sbin
 "#;
 
-/// The command that runs a script of bash in a directory. The script ends at the first command that
-/// fails, and says which one it was.
+/// The command that runs a bash script in a directory. The script ends at the first command that
+/// fails, and prints that command.
 pub(crate) fn bash(place: &Place, dir: &Path, text: &str) -> Command {
     let mut bash = command("bash", ["-c", &format!("{PROLOGUE}{text}")]);
     place.environment(&mut bash);
@@ -36,7 +36,7 @@ pub(crate) fn bash(place: &Place, dir: &Path, text: &str) -> Command {
     bash
 }
 
-/// Runs a script; fails the test unless it ends well.
+/// Runs a script; fails the test unless it succeeds.
 #[track_caller]
 pub(crate) fn script(place: &Place, dir: &Path, text: &str) -> Outcome {
     run_within(&mut bash(place, dir, text), SCRIPT_LIMIT).done()

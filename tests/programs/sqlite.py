@@ -1,9 +1,9 @@
-"""What tests/programs/sqlite.rs has done with SQLite.
+"""The SQLite programs of tests/programs/sqlite.rs.
 
-    sqlite.py write FILE JOURNAL SYNCHRONOUS FIRST   transactions; says each number when committed
-    sqlite.py count FILE TIMES                       adds one so often, beside others
+    sqlite.py write FILE JOURNAL SYNCHRONOUS FIRST   transactions; prints each number when committed
+    sqlite.py count FILE TIMES                       adds one this many times, beside others
     sqlite.py check FILE                             integrity, then all numbers
-    sqlite.py total FILE                             integrity, then what was counted
+    sqlite.py total FILE                             integrity, then the total
 """
 
 import itertools
@@ -20,7 +20,7 @@ def write(path, journal, synchronous, first):
     database = opened(path)
     assert database.execute(f"PRAGMA journal_mode={journal}").fetchone()[0] == journal
     database.execute(f"PRAGMA synchronous={synchronous}")
-    # Checkpoints come into it, and pages that leave the cache before their transaction ends.
+    # So that checkpoints happen, and pages leave the cache before their transaction ends.
     database.execute("PRAGMA wal_autocheckpoint=50")
     database.execute("PRAGMA cache_size=20")
     database.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, text TEXT)")
@@ -37,7 +37,7 @@ def write(path, journal, synchronous, first):
 
 def count(path, times):
     database = opened(path)
-    # Reads by mmap what others write by other means.
+    # Reads through mmap data that others write by other means.
     database.execute("PRAGMA mmap_size=10000000")
     for _ in range(int(times)):
         database.execute("BEGIN IMMEDIATE")

@@ -1,5 +1,5 @@
-//! SQLite with both kinds of journal: its locks, its shared memory, and what it has said is
-//! committed after the writer or the daemon was killed.
+//! SQLite with both kinds of journal: its locks, its shared memory, and its acknowledged
+//! transactions after the writer or the daemon was killed.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use crate::real::{Place, command, run_within};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped, script};
 
 const PROGRAM: &str = include_str!("sqlite.py");
-/// Times that a writer is killed.
+/// Number of times that a writer is killed.
 const ROUNDS: usize = 4;
 
 type Numbers = BTreeSet<u64>;
@@ -23,7 +23,7 @@ fn python(arguments: &[&str], file: &Path) -> Command {
     python
 }
 
-/// A process that commits one transaction after the other and says so.
+/// A process that commits one transaction after the other and prints each.
 struct Writer {
     child: Child,
     said: BufReader<std::process::ChildStdout>,
@@ -31,7 +31,7 @@ struct Writer {
 
 impl Writer {
     fn start(file: &Path, journal: &str, synchronous: &str, committed: &Numbers) -> Self {
-        // Beyond what the last one may have committed without saying so.
+        // Committed beyond the last one that was printed.
         let first = (committed.last().unwrap_or(&0) + 1000).to_string();
         let mut writer = python(&["write", journal, synchronous, &first], file);
         let mut child = writer
@@ -44,7 +44,7 @@ impl Writer {
         Self { child, said }
     }
 
-    /// Takes note of the next transactions committed; fewer when the writer has ended.
+    /// Notes the next transactions committed; fewer if the writer has ended.
     fn note(&mut self, count: usize, committed: &mut Numbers) -> usize {
         for noted in 0..count {
             let mut line = String::new();
@@ -56,7 +56,7 @@ impl Writer {
         count
     }
 
-    /// Ends it if it has not ended, and takes note of the rest.
+    /// Ends it unless it has ended, and notes the rest.
     fn end(mut self, committed: &mut Numbers) {
         let _ = self.child.kill();
         self.note(usize::MAX, committed);
@@ -71,14 +71,14 @@ impl Drop for Writer {
     }
 }
 
-/// The database is whole, and has what was committed and at most `unsaid` transactions besides.
+/// The database is whole, and has all acknowledged transactions and at most `unsaid` others.
 #[track_caller]
 fn check(file: &Path, committed: &Numbers, unsaid: usize) {
-    let found = run_within(&mut python(&["check"], file), SCRIPT_LIMIT).done();
-    let found: Numbers = found.stdout.lines().map(|n| n.parse().unwrap()).collect();
-    let lost: Vec<_> = committed.difference(&found).collect();
+    let printed = run_within(&mut python(&["check"], file), SCRIPT_LIMIT).done();
+    let printed: Numbers = printed.stdout.lines().map(|n| n.parse().unwrap()).collect();
+    let lost: Vec<_> = committed.difference(&printed).collect();
     assert!(lost.is_empty(), "committed and lost: {lost:?}");
-    let more: Vec<_> = found.difference(committed).collect();
+    let more: Vec<_> = printed.difference(committed).collect();
     assert!(more.len() <= unsaid, "never said to be committed: {more:?}");
 }
 
@@ -92,7 +92,7 @@ fn a_writer_is_killed(place: &Place, journal: &str) {
         writer.end(&mut committed);
         check(&file, &committed, round);
     }
-    // Some adders, a writer, and one that is killed while it may hold the lock.
+    // Several threads that add, a writer, and one that is killed while it may hold the lock.
     script(
         place,
         mounted.dir(),
@@ -118,10 +118,10 @@ fn a_writer_is_killed(place: &Place, journal: &str) {
     mounted.unmount();
 }
 
-/// With a rollback journal the end of a transaction is the journal's removal, and `FULL` does not
-/// make that durable: SQLite promises it for `EXTRA` alone, on any filesystem. Even then it takes a
-/// directory that it cannot open, because the daemon is no more, for one that needs no fsync, and
-/// says that the transaction is committed. So the last one said after the kill proves nothing.
+/// With a rollback journal a transaction ends with the journal's removal. `FULL` does not make that
+/// durable: SQLite guarantees it for `EXTRA` alone, on any filesystem. Even with `EXTRA`, if the
+/// daemon is dead and the directory cannot be opened, SQLite assumes that it needs no fsync and
+/// reports the transaction as committed. So the last one reported after the kill proves nothing.
 fn the_daemon_is_killed(place: &Place, journal: &str, synchronous: &str) {
     let mut committed = Numbers::new();
     for round in 1..=ROUNDS {

@@ -8,7 +8,7 @@ const MOVES: &str = "mkdir -p ../disk/tree/a/b; cd ../disk/tree
     ln a/b/1 a/linked; ln -s b/2 a/symbolic; mkfifo a/fifo; touch -d 1999-12-31 a/b/3
     list() { find . -printf '%p %y %m %U %G %n %s %T@ %l\\n' | grep -v ' d ' | sort; }
     list > ../before
-    # From one filesystem to the other by copying, within one by renaming, and back.
+    # From one filesystem to another by copying, within one by renaming, and back.
     mv ../tree \"$OLDPWD/moved\"; cd \"$OLDPWD\"
     inode=$(stat -c %i moved/a/b/1); mv moved renamed; [ $(stat -c %i renamed/a/b/1) = $inode ]
     (cd renamed; list | diff ../../disk/before -)
@@ -18,9 +18,9 @@ const MOVES: &str = "mkdir -p ../disk/tree/a/b; cd ../disk/tree
 const COUNTS: &str = "mkdir -p counted/{a,b,c}/{1,2,3}; cd counted
     for dir in */*; do head -c 100000 /dev/urandom > $dir/file; done
     [ $(find . -type f | wc -l) = 9 ]; [ $(find . -type d | wc -l) = 13 ]
-    # Not only the names' types: what find(1) expects of link counts and of -xdev holds.
+    # Not only the types of names: find(1) also relies on link counts and -xdev.
     [ $(find . -xdev -mindepth 2 -maxdepth 2 -type d -links 2 | wc -l) = 9 ]
-    # 900 kB and the directories; counted once however often it is named.
+    # 900 kB and the directories; a file with several names counts once.
     kilobytes() { du -sk --apparent-size . | cut -f1; }
     before=$(kilobytes); [ $before -ge 878 ]; [ $before -lt 1000 ]
     ln a/1/file again; [ $(kilobytes) = $before ]
@@ -69,13 +69,13 @@ const WATCHES: &str = "mkdir watched; touch seen
     > seen 2> started &
     watcher=$!
     trap 'kill $watcher' EXIT
-    # It is watching when it sees something.
+    # It is watching once it sees something.
     until grep -q CREATE seen; do touch watched/first; rm watched/first; sleep 0.05; done
     echo x > watched/a; chmod 600 watched/a; mv watched/a watched/b; rm watched/b
     until grep -q 'DELETE b' seen; do sleep 0.05; done
     grep -q 'CREATE a' seen; grep -q 'MODIFY a' seen; grep -q 'ATTRIB a' seen
     grep -q 'MOVED_TO b' seen
-    # tail follows what another process appends.
+    # tail follows the data that another process appends.
     echo first > growing
     timeout 60 tail -n +1 -f growing > followed &
     follower=$!

@@ -1,5 +1,5 @@
-//! rsync of a tree with everything in it, there and back: nothing differs, in content or in
-//! attributes, and a second run over what is there changes in place what has changed.
+//! rsync of a tree with files of every kind, in both directions: no difference in content or
+//! attributes. A second run over the copy changes in place only what has changed.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,7 +14,8 @@ use crate::real::{Place, command, run_within};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped, script};
 use crate::tree;
 
-/// The tree of `tests/mounted`, with what only root can make and the times a disk can have.
+/// The tree of `tests/mounted`, with files that only root can create and the times that a disk can
+/// have.
 pub(crate) fn make(root: &Path) {
     tree::make(root);
     let special = root.join("special");
@@ -85,7 +86,7 @@ fn copy(options: &[&str], from: &Path, to: &Path) {
     run_within(&mut rsync(options, from, to), SCRIPT_LIMIT).silent();
 }
 
-/// rsync would have nothing to do in either direction, and by find(1) the two are the same to the
+/// rsync has nothing to do in either direction, and by find(1) the two are identical to the
 /// nanosecond.
 #[track_caller]
 pub(crate) fn assert_same(place: &Place, one: &Path, other: &Path) {
@@ -94,7 +95,7 @@ pub(crate) fn assert_same(place: &Place, one: &Path, other: &Path) {
         run_within(&mut rsync(&options, from, to), SCRIPT_LIMIT).silent();
     }
     let list = |dir: &Path| {
-        // A directory's size and link count are the filesystem's own affair.
+        // The size and link count of a directory depend on the filesystem.
         let find = r"find . \( -type d -printf '%p %m %U %G %T@\0' \) -o \
                      -printf '%p %y %m %U %G %n %s %T@ %l\0' | sort -z | tr '\0' '\n'";
         script(place, dir, find).stdout
@@ -107,8 +108,8 @@ pub(crate) fn assert_same(place: &Place, one: &Path, other: &Path) {
     assert_eq!(listed, copied);
 }
 
-/// Changes a source as work does: some bytes in the middle, an end cut off, more at the end, what
-/// was data becomes a hole, names moved and gone.
+/// Changes a source as usual work does: some bytes in the middle, a truncation, more at the end,
+/// holes in place of data, names moved and removed.
 fn work_on(root: &Path) {
     let at = |name: &str| root.join(name);
     let open = |name: &str| File::options().write(true).open(at(name)).unwrap();
@@ -147,16 +148,16 @@ fn rsync_there_and_back() {
     assert_same(&place, &source, &there);
     copy(&["--inplace", "--sparse"], &there, &back);
     assert_same(&place, &source, &back);
-    // From the mount to the mount, by way of temporary files.
+    // Within the mount, through temporary files.
     copy(&["--sparse"], &there, &mounted.path("again"));
     assert_same(&place, &source, &mounted.path("again"));
 
-    // Only differences are transferred, into files that are there.
+    // Only differences are transferred, into existing files.
     work_on(&source);
     let in_place = ["--inplace", "--no-whole-file", "--delete"];
     copy(&in_place, &source, &there);
     assert_same(&place, &source, &there);
-    // Links to what has not changed: a backup as many make it.
+    // Links to unchanged files: a common kind of backup.
     let old = format!("--link-dest={}", there.display());
     copy(&[&old], &source, &mounted.path("linked"));
     assert_same(&place, &there, &mounted.path("linked"));
@@ -165,7 +166,7 @@ fn rsync_there_and_back() {
     assert_same(&place, &there, &mounted.path("linked"));
     fs::remove_dir_all(mounted.path("linked")).unwrap();
     assert_same(&place, &source, &there);
-    // 30 MB of which next to nothing is there.
+    // A file of 30 MB that is almost only a hole.
     let used = fs::metadata(mounted.path("again/sparse")).unwrap().blocks() * 512;
     assert!(used < 1_000_000, "{used} bytes are allocated");
     mounted.unmount();

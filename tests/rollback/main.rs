@@ -1,4 +1,4 @@
-//! Copies of a volume that are older than it was: refused, and taken as they are when asked to.
+//! Copies of a volume that are older than it was: refused, and accepted as they are on request.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod succession;
@@ -81,7 +81,7 @@ fn options(keystore: &Path, accept_restored: bool) -> OpenOptions {
     }
 }
 
-/// Why a volume cannot be used.
+/// Why a volume cannot be opened.
 #[derive(Debug)]
 enum Refusal {
     Older(Rollback),
@@ -107,8 +107,8 @@ fn accept(store: &FaultyStore, keystore: &Path) -> Result<Arc<Filesystem>, FsErr
 }
 
 #[track_caller]
-fn older(found: Result<Arc<Filesystem>, Refusal>) -> Rollback {
-    match found {
+fn older(opened: Result<Arc<Filesystem>, Refusal>) -> Rollback {
+    match opened {
         Err(Refusal::Older(older)) => older,
         other => panic!("not refused as older: {other:?}"),
     }
@@ -136,7 +136,7 @@ fn put_back(store: &dyn Store, path: &str, bytes: &[u8]) {
     file.sync().unwrap();
 }
 
-/// What a file of an open filesystem holds.
+/// The contents of a file of an open filesystem.
 fn contents(fs: &Arc<Filesystem>, name: &str) -> Vec<u8> {
     let node = fs.lookup(ROOT, name.as_bytes()).unwrap();
     let handle = fs
@@ -161,7 +161,7 @@ fn an_older_copy_is_refused_and_changes_nothing() {
     }
     assert_eq!(record(&old, past.keystore.path()), before);
     assert_eq!(bytes_of(&old, "meta"), bytes_of(&past.old, "meta"));
-    // The newest one is as good as ever.
+    // The newest one is accepted as before.
     let fs = use_it(&past.new_one(), past.keystore.path()).unwrap();
     assert_eq!(contents(&fs, "later"), pattern(3, 0, 3 * PAGE));
     fs.close().unwrap();
@@ -182,7 +182,7 @@ fn reading_only_is_refused_too() {
 }
 
 #[test]
-fn older_metadata_alone_are_refused() {
+fn older_metadata_alone_is_refused() {
     let past = Past::new();
     let mixed = past.new_one();
     put_back(&mixed, "meta", &bytes_of(&past.old, "meta"));
@@ -209,7 +209,7 @@ fn the_older_slot_alone_is_refused() {
                 assert_eq!((k, found.0 + 1), (known.sequence, known.sequence.0));
                 refused += 1;
             }
-            // The spare one: nothing that counts is older.
+            // The spare one: nothing that is checked is older.
             Ok(fs) => {
                 assert_eq!(contents(&fs, "later"), pattern(3, 0, 3 * PAGE));
                 fs.close().unwrap();
@@ -223,7 +223,7 @@ fn the_older_slot_alone_is_refused() {
 #[test]
 fn another_history_of_the_same_age_is_refused() {
     let past = Past::new();
-    // The old one goes on elsewhere, for as long as the known one did and longer.
+    // The old one is used elsewhere, for as long as the known one was and longer.
     let (elsewhere, other) = (fork(&past.keystore), past.old());
     let (id, known) = record(&other, past.keystore.path());
     let records = elsewhere.path().join(format!("platform/volumes/{id}.json"));
@@ -244,7 +244,7 @@ fn another_history_of_the_same_age_is_refused() {
             break;
         }
     }
-    // Its age may step over the known one.
+    // Its age may exceed that of the known one.
     assert!(met <= 1);
 }
 
@@ -265,7 +265,7 @@ fn accepted_once_it_begins_an_incarnation_of_its_own() {
     let active = fs.volume().keys.active().epoch;
     assert!(before.key_sets().iter().all(|set| set.epoch < active));
 
-    // What is written now is under the fresh set, in an object of its own.
+    // New data is under the fresh set, in an object of its own.
     let kept = fs.lookup(ROOT, b"kept").unwrap().node;
     let handle = fs.open_file(&support::USER, kept, libc::O_RDWR).unwrap();
     let page = pattern(9, 0, PAGE);
@@ -288,7 +288,7 @@ fn accepted_once_it_begins_an_incarnation_of_its_own() {
     assert!(epochs.contains(&active) && epochs.len() == 2, "{epochs:?}");
     support::audit::audit(&old, past.keystore.path());
 
-    // Used as any other from now on, without being asked again.
+    // From now on it is used like any other, without the option.
     let fs = use_it(&old, past.keystore.path()).unwrap();
     assert_eq!(contents(&fs, "kept")[..PAGE], page);
     fs.close().unwrap();
@@ -311,7 +311,7 @@ fn accepted_once_it_begins_an_incarnation_of_its_own() {
 }
 
 #[test]
-fn accepting_what_is_not_older_changes_nothing() {
+fn accepting_a_current_volume_changes_nothing() {
     let past = Past::new();
     let new = past.new_one();
     let before = bytes_of(&new, "volume.json");
@@ -321,8 +321,8 @@ fn accepting_what_is_not_older_changes_nothing() {
     assert_eq!(bytes_of(&new, "volume.json"), before);
 }
 
-/// The volume is as it was, refused, or a new incarnation, whatever the cut has left; and a cut
-/// while that is finished is survived too.
+/// The volume is as it was, refused, or a new incarnation, wherever the power failed; and a power
+/// cut while that is finished is survived too.
 #[test]
 fn a_cut_at_every_call_of_accepting() {
     let past = Past::new();
@@ -335,7 +335,7 @@ fn a_cut_at_every_call_of_accepting() {
         for seed in 0..4 {
             let survivor = store.survivor(seed);
             let keystore = fork(&keystore);
-            // Again while it is opened.
+            // Once more while it is opened.
             let survivor = if seed % 2 == 1 {
                 survivor.cut_at_call(1 + call % 7 * seed);
                 drop(use_it(&survivor, keystore.path()));
@@ -374,9 +374,9 @@ fn a_cut_at_every_call_of_accepting() {
     assert!(refused > 20 && begun > 20, "{refused}, {begun}");
 }
 
-/// However often it is begun and fails, the old metadata look no newer.
+/// However often accepting begins and fails, the old metadata does not look newer.
 #[test]
-fn attempts_that_fail_leave_what_was_refused_refused() {
+fn failed_attempts_leave_the_volume_refused() {
     let past = Past::new();
     let store = past.old();
     let before = bytes_of(&store, "meta");
@@ -390,9 +390,9 @@ fn attempts_that_fail_leave_what_was_refused_refused() {
     older(use_it(&store, past.keystore.path()));
 }
 
-/// A file that only looks like the metadata to come does not take the place of those there are.
+/// A file that only looks like the coming metadata does not replace the existing metadata.
 #[test]
-fn metadata_that_were_slipped_in_are_not_taken() {
+fn metadata_that_was_slipped_in_is_refused() {
     let past = Past::new();
     let store = past.new_one();
     let next = StorePath::new("meta.next");

@@ -1,5 +1,5 @@
-//! A volume that was renewed on another machine: followed where the key set that is known here
-//! vouches for it, and nowhere else.
+//! A volume that was renewed on another machine is accepted if the key set that is known here
+//! vouches for it, and not otherwise.
 
 use bilayer::fs::FilesystemOptions;
 use bilayer::volume::{Volume, VolumeError};
@@ -19,17 +19,17 @@ fn open_pinned(
     volume::open(Arc::new(store.clone()), &options)
 }
 
-/// A restored copy that one machine has accepted, and what that machine knew before.
+/// A restored copy that one machine has accepted, and what that machine remembered before.
 struct Renewed {
     past: Past,
-    /// The state that was carried on.
+    /// The state that was accepted.
     before: MemoryStore,
     store: FaultyStore,
     /// Fingerprints before and after.
     pins: [String; 2],
-    /// A machine that knows the newest state there was before.
+    /// A machine that knows the newest earlier state.
     informed: Arc<tempfile::TempDir>,
-    /// A machine that has last seen the state that was carried on.
+    /// A machine that has last seen the state that was accepted.
     behind: Arc<tempfile::TempDir>,
 }
 
@@ -76,7 +76,7 @@ fn a_renewal_elsewhere_is_followed_by_a_machine_that_knew_nothing_newer() {
     }
     let (_, known) = record(&renewed.store, renewed.behind.path());
     assert_eq!(known.key_sets.len(), 2);
-    // What was there before is older now.
+    // The previous state is older now.
     let why = use_it(&renewed.past.old(), renewed.behind.path());
     assert!(
         matches!(why, Err(Refusal::Older(Rollback::OtherIncarnation { .. }))),
@@ -96,7 +96,7 @@ fn a_renewal_of_an_older_state_is_refused_where_the_newer_one_is_known() {
 }
 
 /// The superblock of a copy that was renewed elsewhere gets into the volume's directory, without
-/// the metadata: the volume cannot be used until its own is back, and then it can.
+/// the metadata: the volume cannot be used until its own superblock is back, and then it can.
 #[test]
 fn a_superblock_without_its_metadata_is_not_remembered() {
     const SUPERBLOCKS: [&str; 2] = ["volume.json", "checkpoints/volume.json"];
@@ -126,7 +126,7 @@ fn a_superblock_without_its_metadata_is_not_remembered() {
         opened.expect_err("metadata of before");
     }
     assert_eq!(record(&volume, keystore), known);
-    // Nor does the spare copy become what was put there.
+    // Nor does the spare copy become the foreign superblock.
     assert_eq!(bytes_of(&volume, SUPERBLOCKS[1]), own[1]);
     put_back(&volume, SUPERBLOCKS[0], &own[0]);
     let fs = use_it(&volume, keystore).unwrap();
@@ -148,7 +148,7 @@ fn a_pinned_fingerprint_follows_a_renewal_and_nothing_else() {
         forget(&renewed.store, fresh.path());
         open_pinned(&renewed.store, fresh.path(), Some(pin)).unwrap();
     }
-    // The set that came later is none that the older volume may be taken for.
+    // The older volume cannot pass for one under the later set.
     let past = renewed.past.old();
     let fresh = fork(&renewed.behind);
     forget(&past, fresh.path());
@@ -204,7 +204,7 @@ fn a_pinned_fingerprint_does_not_follow_a_deployment() {
     mount.finish();
 }
 
-/// Renewing again and again: every set of the chain may be pinned.
+/// Renewed repeatedly: every set of the chain may be pinned.
 #[test]
 fn the_chain_of_renewals_is_followed_to_its_end() {
     let past = Past::new();
@@ -216,7 +216,7 @@ fn the_chain_of_renewals_is_followed_to_its_end() {
         pins.push(fs.volume().fingerprint().unwrap());
         fs.close().unwrap();
         drop(fs);
-        // The same goes on elsewhere, so that what is here is older again.
+        // The same volume is used elsewhere, so that the one here is older again.
         let older = store.to_memory();
         let fs = use_it(&store, past.keystore.path()).unwrap();
         let name = format!("round-{round}");

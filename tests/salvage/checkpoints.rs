@@ -1,4 +1,4 @@
-//! Checkpoints: what they contain, how many are kept, and that an interrupted one costs nothing.
+//! Checkpoints: their contents, how many are kept, and that an interrupted one does no harm.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,18 +41,18 @@ fn the_two_newest_are_kept_and_never_written_again() {
     kept.sort();
     assert_eq!(names(&mount.store), kept);
     let keys = Arc::clone(&mount.fs.volume().keys);
-    let (found, refused) = checkpoint::list(&mount.store, keys.active()).unwrap();
+    let (listed, refused) = checkpoint::list(&mount.store, keys.active()).unwrap();
     assert!(refused.is_empty());
-    let found: Vec<_> = found
+    let listed: Vec<_> = listed
         .into_iter()
         .map(|(checkpoint, _)| checkpoint)
         .collect();
-    assert_eq!(found, [made[3], made[2]]);
+    assert_eq!(listed, [made[3], made[2]]);
     mount.finish();
 }
 
 #[test]
-fn kept_views_come_with_it() {
+fn a_checkpoint_contains_kept_views() {
     let mount = Mount::new();
     mount.file(ROOT, "then", b"as it was");
     let taken = mount.fs.create_view(ViewKind::Snapshot, "monday", None, "");
@@ -75,7 +75,7 @@ fn kept_views_come_with_it() {
     assert_eq!(then, b"as it was");
 }
 
-/// A volume with one checkpoint and a change since, durable.
+/// A volume with one checkpoint and a durable change after it.
 fn with_one() -> (FaultyStore, Arc<tempfile::TempDir>) {
     let mount = Mount::new();
     mount.file(ROOT, "first", &pattern(1, 0, 9000));
@@ -97,7 +97,7 @@ fn whole_checkpoint(store: &FaultyStore, keystore: &Arc<tempfile::TempDir>) {
     assert!(first == Some(&pattern(1, 0, 9000)), "{}", taken.report);
 }
 
-/// The same, and of a second one a part.
+/// The same, and a part of a second one.
 fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
     let (store, keystore) = with_one();
     let mount = Mount::open(store, keystore, quiet()).unwrap();
@@ -119,13 +119,13 @@ fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
     (mount.store, keystore)
 }
 
-/// Name of the checkpoint that is not finished.
+/// Name of the unfinished checkpoint.
 fn unfinished(store: &dyn Store) -> Option<String> {
     names(store).into_iter().find(|name| name.ends_with(".new"))
 }
 
-/// Lets something happen at each call of making a checkpoint in turn; `after` gets the store as it
-/// is left.
+/// Applies a fault at each call of making a checkpoint in turn; `after` gets the store that is
+/// left.
 fn at_each_call(
     origin: (FaultyStore, Arc<tempfile::TempDir>),
     happens: impl Fn(&FaultyStore, u64),
@@ -142,7 +142,7 @@ fn at_each_call(
         happens(&mount.store, calls + number);
         let made = mount.fs.checkpoint_now().map(drop);
         if made.is_ok() && mount.store.calls() < calls + number {
-            // What was to happen may happen now.
+            // From here on no call fails.
             let _ = mount.fs.close();
             return number;
         }
@@ -179,7 +179,7 @@ fn the_power_may_fail_at_any_call() {
 }
 
 #[test]
-fn any_call_may_fail_and_the_volume_goes_on() {
+fn any_call_may_fail_and_the_volume_stays_usable() {
     for errno in [Errno::EIO, Errno::ENOSPC] {
         let fault = Fault::Error(errno);
         at_each_call(
@@ -187,7 +187,7 @@ fn any_call_may_fail_and_the_volume_goes_on() {
             |store, call| store.fail_call(call, fault),
             |_, mount, _| {
                 mount.store.clear_faults();
-                // Not latched: everything goes on.
+                // Not latched: the volume is still usable.
                 mount.file(ROOT, "fourth", b"fourth");
                 mount.fs.sync().unwrap();
                 mount.fs.close().unwrap();
@@ -198,7 +198,7 @@ fn any_call_may_fail_and_the_volume_goes_on() {
 }
 
 #[test]
-fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
+fn a_checkpoint_gives_way_on_a_full_disk() {
     let store = FaultyStore::with_options(FaultyOptions {
         capacity_bytes: Some(24 << 20),
         ..FaultyOptions::default()
@@ -258,11 +258,11 @@ fn one_is_made_at_a_clean_end_if_something_was_changed() {
 }
 
 #[test]
-fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
+fn an_unfinished_checkpoint_is_finished_by_the_next_use() {
     let (store, keystore) = with_one_and_a_part();
     let left = unfinished(&store).unwrap();
     let before = names(&store);
-    // One without checkpoints leaves it.
+    // A use without checkpoints leaves it.
     let mount = Mount::open(store, keystore, quiet()).unwrap();
     let options = bilayer::fs::FilesystemOptions {
         checkpoint_interval: Some(Duration::from_secs(100_000)),
@@ -284,7 +284,7 @@ fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
 }
 
 #[test]
-fn one_that_is_not_finished_is_no_fault() {
+fn an_unfinished_checkpoint_is_no_fault() {
     let (store, keystore) = with_one_and_a_part();
     let volume = open_volume(&store, keystore.path(), false);
     let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
@@ -300,14 +300,18 @@ fn metadata_that_ends_with_a_checkpoint_is_not_older_than_it() {
     let left = FaultyStore::from_memory(&mount.store.to_memory(), WriteUnit::Page);
     let volume = open_volume(&left, fork(&mount.keystore).path(), false);
     let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
-    let told = |finding: &Finding| finding.kind == Kind::RolledBack;
-    assert!(!report.findings.iter().any(told), "{:?}", report.findings);
+    let is_rolled_back = |finding: &Finding| finding.kind == Kind::RolledBack;
+    assert!(
+        !report.findings.iter().any(is_rolled_back),
+        "{:?}",
+        report.findings
+    );
     drop(volume);
     mount.finish();
 }
 
 #[test]
-fn an_unreadable_page_ends_the_attempt_and_keeps_what_there_is() {
+fn an_unreadable_page_ends_the_attempt_and_keeps_the_others() {
     let (store, keystore) = with_one();
     let before = names(&store);
     let mount = Mount::open(store, keystore, quiet()).unwrap();
@@ -344,7 +348,7 @@ fn put_back(store: &FaultyStore, path: &str, bytes: &[u8]) {
     file.write_at(bytes, 0).unwrap();
 }
 
-/// Also where the keystore does not know it: the checkpoint does.
+/// Even if the keystore does not know it: the checkpoint does.
 #[test]
 fn metadata_older_than_a_checkpoint_is_reported() {
     let mount = Mount::new();
@@ -371,8 +375,12 @@ fn metadata_older_than_a_checkpoint_is_reported() {
     let objects = audit::objects(&store);
     let volume = open_volume(&store, unknowing.path(), false);
     let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
-    let told = |finding: &Finding| finding.kind == Kind::RolledBack;
-    assert!(report.findings.iter().any(told), "{:?}", report.findings);
+    let is_rolled_back = |finding: &Finding| finding.kind == Kind::RolledBack;
+    assert!(
+        report.findings.iter().any(is_rolled_back),
+        "{:?}",
+        report.findings
+    );
     assert_eq!(audit::objects(&store), objects, "nothing is removed then");
 }
 
@@ -384,7 +392,7 @@ fn a_damaged_superblock_never_takes_the_place_of_its_spare() {
     mount.fs.checkpoint_now().unwrap();
     let spare = bytes_of(&mount.store, "checkpoints/volume.json");
     assert_eq!(bytes_of(&mount.store, "volume.json"), spare);
-    // It still parses: one digit of its MAC is another.
+    // It still parses: one digit of its MAC is changed.
     let mut damaged = spare.clone();
     let digit = damaged.len() - 5;
     damaged[digit] = if damaged[digit] == b'0' { b'1' } else { b'0' };

@@ -18,7 +18,7 @@ fn unlink(store: &FaultyStore, path: &str) {
 }
 
 #[test]
-fn a_whole_volume_comes_out_whole() {
+fn an_intact_volume_is_extracted_completely() {
     for checkpoint in [false, true] {
         let victim = Victim::make(checkpoint);
         let taken = victim.salvage(&victim.copy()).unwrap();
@@ -54,14 +54,14 @@ fn a_page_of_an_object_costs_that_page() {
             .files
             .iter()
             .filter(|(path, bytes)| victim.now[*path] != **bytes);
-        // The one with two names counts twice.
+        // The file with two names counts twice.
         assert!((1..=2).contains(&other.count()));
         assert_eq!(taken.files.len(), victim.now.len());
     }
 }
 
 #[test]
-fn an_object_that_is_gone_costs_its_chunk() {
+fn a_missing_object_costs_its_chunk() {
     let victim = Victim::make(false);
     let store = victim.copy();
     let object = audit::objects(&store).pop_first().unwrap();
@@ -95,9 +95,9 @@ fn any_page_of_meta_costs_nothing_that_a_checkpoint_has() {
     let victim = Victim::make(true);
     each_page_of_meta(&victim, |page, taken| {
         for (path, contents) in &victim.before {
-            let found = taken.files.get(path);
+            let extracted = taken.files.get(path);
             assert!(
-                found == Some(contents),
+                extracted == Some(contents),
                 "page {page}: {} is lost",
                 path.display()
             );
@@ -105,14 +105,14 @@ fn any_page_of_meta_costs_nothing_that_a_checkpoint_has() {
     });
 }
 
-/// Everything that is somewhere in what was taken out, however it is called.
+/// Everything is somewhere in the output, under whatever name.
 fn is_somewhere(taken: &Taken, contents: &[u8]) -> bool {
     let all = files_below(&taken.path(""));
     all.values().any(|bytes| bytes.starts_with(contents))
 }
 
 #[test]
-fn without_a_checkpoint_objects_come_out_whatever_page_of_meta_is_lost() {
+fn without_a_checkpoint_objects_are_extracted_whatever_page_of_meta_is_lost() {
     let victim = Victim::make(false);
     each_page_of_meta(&victim, |page, taken| {
         for (path, contents) in victim.now.iter().filter(|(_, bytes)| bytes.len() > 2048) {
@@ -130,11 +130,11 @@ fn without_a_checkpoint_objects_come_out_whatever_page_of_meta_is_lost() {
 
 type Damage = fn(&FaultyStore);
 
-/// Ways to lose `meta`.
+/// The kinds of lost `meta`.
 fn losses() -> [(&'static str, Damage); 4] {
     [
         ("deleted", |store| unlink(store, "meta")),
-        ("cut to nothing", |store| {
+        ("truncated to nothing", |store| {
             let file = store.open(&StorePath::new("meta"), OpenMode::ReadWrite);
             file.unwrap().set_len(0).unwrap();
         }),
@@ -162,7 +162,7 @@ fn without_meta_everything_is_as_of_the_checkpoint() {
         assert!(taken.files == victim.before, "{how}");
         assert_eq!(taken.summary.source["meta"], "lost", "{how}");
         assert!(!taken.is_whole(), "{how}");
-        // What came later is there by object.
+        // Later data is extracted by object.
         for (path, contents) in &victim.now {
             let later = !victim.before.contains_key(path) && contents.len() > 2048;
             assert!(
@@ -175,7 +175,7 @@ fn without_meta_everything_is_as_of_the_checkpoint() {
 }
 
 #[test]
-fn without_meta_and_checkpoint_objects_come_out() {
+fn without_meta_and_checkpoint_objects_are_extracted() {
     let victim = Victim::make(false);
     for (how, damage) in losses() {
         let store = victim.copy();
@@ -199,7 +199,7 @@ fn without_meta_and_checkpoint_objects_come_out() {
 }
 
 #[test]
-fn meta_that_is_cut_short_loses_what_was_behind() {
+fn truncated_meta_loses_its_end() {
     let victim = Victim::make(true);
     let pages = length(&victim.copy(), "meta") / STRIDE;
     for left in (1..pages).step_by(5) {
@@ -245,7 +245,7 @@ fn the_spare_superblock_stands_in() {
     unlink(&store, "volume.json");
     assert!(victim.salvage(&store).unwrap().files == victim.now);
 
-    // Without it nothing opens, and a copy helps.
+    // Without it nothing opens; a copy of it is sufficient.
     unlink(&store, "checkpoints/volume.json");
     let error = victim.salvage(&store).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAVolume);
@@ -279,7 +279,7 @@ fn metadata_that_was_about_to_replace_meta_is_found() {
 }
 
 #[test]
-fn a_volume_that_lost_its_lock_comes_out() {
+fn a_volume_without_its_lock_is_extracted() {
     let victim = Victim::make(false);
     let store = victim.copy();
     unlink(&store, "lock");

@@ -1,4 +1,4 @@
-//! Records forged by a holder of the keys: nothing outside of the output is written, and the
+//! Records forged by a holder of the keys: nothing is written outside of the output, and the
 //! extraction ends.
 
 use bilayer::ids::Ino;
@@ -8,7 +8,7 @@ use bilayer::meta::{Batch, Meta};
 use crate::support::audit;
 use crate::victim::Victim;
 
-/// Changes records of a closed volume, and takes out what is in it then.
+/// Changes records of a closed volume, and extracts its contents.
 fn with_records(change: impl Fn(&Meta, &mut Batch)) -> crate::victim::Taken {
     let victim = Victim::make(false);
     let store = victim.copy();
@@ -35,11 +35,11 @@ fn entry(ino: Ino, kind: FileKind) -> Option<DirentRecord> {
     Some(DirentRecord { ino, kind })
 }
 
-/// The first directory that a victim has.
+/// The first directory of a victim.
 const DIRECTORY: Ino = Ino(2);
 
 #[test]
-fn names_that_lead_out_are_not_taken() {
+fn names_that_lead_outside_are_skipped() {
     let taken = with_records(|meta, batch| {
         for name in [
             &b".."[..],
@@ -63,7 +63,7 @@ fn names_that_lead_out_are_not_taken() {
 #[test]
 fn directories_in_a_cycle_end() {
     let taken = with_records(|meta, batch| {
-        // The root within a directory, and that within itself.
+        // The root inside a directory, and that directory inside itself.
         for (name, ino) in [(&b"up"[..], Ino::ROOT), (b"self", DIRECTORY)] {
             meta.put_dirent(batch, DIRECTORY, name, entry(ino, FileKind::Directory))
                 .unwrap();
@@ -98,7 +98,7 @@ fn links_are_not_followed_while_writing() {
     let outside = tempfile::tempdir().unwrap();
     let target = outside.path().as_os_str().as_encoded_bytes().to_vec();
     let taken = with_records(|meta, batch| {
-        // One inode is a link that leads out; another entry calls the same inode a directory.
+        // One inode is a link to the outside; another entry calls the same inode a directory.
         let root = meta
             .inode(Ino::ROOT, bilayer::meta::View::LIVE)
             .unwrap()
@@ -140,7 +140,7 @@ fn numbers_beyond_all_inodes_are_reported() {
                 .unwrap();
         }
     });
-    // No record can have one of them.
+    // No record can have one of these names.
     let refused = taken.report.matches("cannot be decoded").count();
     assert_eq!(refused, 3, "{}", taken.report);
 }

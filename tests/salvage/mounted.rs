@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::real::{Place, command, noise, run};
 
-/// Fills a directory with something of everything; deterministic.
+/// Fills a directory with files of every kind; deterministic.
 fn fill(root: &Path) {
     fs::create_dir_all(root.join("a/b/c")).unwrap();
     fs::write(root.join("a/large"), noise(1, 5_000_000)).unwrap();
@@ -45,16 +45,16 @@ fn fill(root: &Path) {
 /// One line for everything below a directory.
 fn listing(root: &Path) -> Vec<String> {
     let format = "%P %y %m %U:%G %s %T@ %n %l\\n";
-    let found = run(Command::new("find")
+    let listing = run(Command::new("find")
         .arg(root)
         .args(["-mindepth", "1", "-printf", format]))
     .done();
-    // The size of a directory is its filesystem's own affair.
+    // The size of a directory depends on its filesystem.
     let line = |line: &str| match line.split_once(" d ") {
         Some((path, rest)) => format!("{path} d {}", rest.replacen(" 4096 ", " 0 ", 1)),
         None => line.to_owned(),
     };
-    let mut lines: Vec<String> = found.stdout.lines().map(line).collect();
+    let mut lines: Vec<String> = listing.stdout.lines().map(line).collect();
     lines.sort();
     lines
 }
@@ -75,7 +75,7 @@ fn same(one: &Path, before: &[String], other: &Path) {
 }
 
 #[test]
-fn what_was_mounted_comes_out_the_same() {
+fn a_mounted_tree_is_extracted_unchanged() {
     let Some(place) = Place::new("salvage", Duration::from_secs(300)) else {
         return;
     };
@@ -89,9 +89,9 @@ fn what_was_mounted_comes_out_the_same() {
     mounted.unmount();
 
     let taken = place.run("salvage vol out --json").done();
-    let told: serde_json::Value = serde_json::from_str(&taken.stdout).unwrap();
-    assert_eq!(told["counts"]["files"], 203);
-    assert_eq!(told["source"]["meta"], "whole");
+    let report: serde_json::Value = serde_json::from_str(&taken.stdout).unwrap();
+    assert_eq!(report["counts"]["files"], 203);
+    assert_eq!(report["source"]["meta"], "whole");
     same(&twin, &before, &place.path("out/files"));
     let value = {
         let mut value = [0; 100];
@@ -112,12 +112,12 @@ fn what_was_mounted_comes_out_the_same() {
         .blocks();
     assert!(blocks * 512 < 100_000);
 
-    // Into what is not empty, or into the volume itself, it does not go.
+    // It does not extract into a directory that is not empty, nor into the volume itself.
     assert_eq!(place.run("salvage vol out").code, 1);
     assert_eq!(place.run("salvage vol vol/out").code, 1);
     assert!(!place.path("vol/out").exists());
 
-    // Without metadata and superblock all is there still, as of the unmount.
+    // Without metadata and superblock everything is still there, as of the unmount.
     fs::remove_file(place.path("vol/meta")).unwrap();
     fs::remove_file(place.path("vol/volume.json")).unwrap();
     let taken = place.run("salvage vol out2");
@@ -129,7 +129,7 @@ fn what_was_mounted_comes_out_the_same() {
     );
     same(&twin, &before, &place.path("out2/files"));
 
-    // Without anything but objects, contents are.
+    // Without anything but objects, contents are still there.
     fs::remove_dir_all(place.path("vol/checkpoints")).unwrap();
     assert_eq!(place.run("salvage vol out3").code, 2);
 }

@@ -1,4 +1,4 @@
-//! A small volume with a bit of everything, and what was extracted from it.
+//! A small volume with files of every kind, and what was extracted from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,16 +15,16 @@ use bilayer::volume::{self, OpenOptions, VolumeError};
 
 use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern};
 
-/// Path below the root, and contents.
+/// Paths below the root, and contents.
 pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// A volume that nobody has open.
 pub(crate) struct Victim {
     pub(crate) keystore: Arc<tempfile::TempDir>,
     store: MemoryStore,
-    /// What was there at the checkpoint.
+    /// The contents at the checkpoint.
     pub(crate) before: Files,
-    /// What is there at the end.
+    /// The contents at the end.
     pub(crate) now: Files,
 }
 
@@ -35,7 +35,7 @@ impl Progress for Nobody {
     fn add(&self, _: u64) {}
 }
 
-/// What was taken out.
+/// The result of an extraction.
 pub(crate) struct Taken {
     pub(crate) out: tempfile::TempDir,
     pub(crate) summary: Summary,
@@ -46,7 +46,7 @@ pub(crate) struct Taken {
 }
 
 impl Victim {
-    /// `checkpoint`: one is made in the middle.
+    /// `checkpoint`: one is made half-way.
     pub(crate) fn make(checkpoint: bool) -> Self {
         let mount = Mount::new();
         let mut before = Files::new();
@@ -54,7 +54,7 @@ impl Victim {
             let name = format!("dir-{directory}");
             let at = mount.mkdir(ROOT, &name);
             for file in 0..12u8 {
-                // Some within the metadata, some of pages of their own.
+                // Some are stored within the metadata, some in pages of their own.
                 let len = if file % 2 == 0 {
                     100 + usize::from(file)
                 } else {
@@ -102,7 +102,7 @@ impl Victim {
         }
     }
 
-    /// A volume that somebody else made and closed.
+    /// A volume that was created and closed elsewhere.
     pub(crate) fn of(store: &FaultyStore, keystore: Arc<tempfile::TempDir>) -> Self {
         Self {
             keystore,
@@ -112,7 +112,7 @@ impl Victim {
         }
     }
 
-    /// A copy of its store, to be damaged.
+    /// A copy of its store, which the test damages.
     pub(crate) fn copy(&self) -> FaultyStore {
         FaultyStore::from_memory(&self.store, WriteUnit::Page)
     }
@@ -125,7 +125,7 @@ impl Victim {
         }
     }
 
-    /// Takes out what is left.
+    /// Extracts what can be read.
     pub(crate) fn salvage(&self, store: &FaultyStore) -> Result<Taken, VolumeError> {
         self.salvage_with(store, None, &Options::default())
     }
@@ -165,14 +165,13 @@ impl Taken {
         self.out.path().join("out").join(path)
     }
 
-    /// True when it says that nothing is missing.
+    /// True if the report says that nothing is missing.
     pub(crate) fn is_whole(&self) -> bool {
         let counts = self.summary.counts;
         counts.lost + counts.older + counts.unset == 0
     }
 
-    /// Files of the victim that are there with other contents than they had, but for zeros that the
-    /// report names.
+    /// Files of the victim whose contents differ, except for zeros that the report names.
     #[track_caller]
     pub(crate) fn assert_nothing_made_up(&self, victim: &Victim) {
         for (path, contents) in &self.files {
@@ -184,15 +183,19 @@ impl Taken {
                 .all(|(a, b)| a == b || *a == 0);
             assert!(agrees, "{}: bytes that were never there", path.display());
             let same = contents == expected;
-            let told = self.report.contains(&format!("files/{}\"", path.display()));
-            assert!(same || told, "{}: silently other contents", path.display());
+            let reported = self.report.contains(&format!("files/{}\"", path.display()));
+            assert!(
+                same || reported,
+                "{}: silently other contents",
+                path.display()
+            );
         }
     }
 }
 
 /// Every file of the store, byte for byte.
 fn contents_of_all(store: &FaultyStore) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
+    let mut files = BTreeMap::new();
     let mut waiting = vec![StorePath::root()];
     while let Some(dir) = waiting.pop() {
         for (name, kind) in store.list(&dir).unwrap() {
@@ -207,10 +210,10 @@ fn contents_of_all(store: &FaultyStore) -> BTreeMap<String, Vec<u8>> {
             let file = store.open(&path, OpenMode::Read).unwrap();
             let mut bytes = vec![0; file.len().unwrap() as usize];
             file.read_at(&mut bytes, 0).unwrap();
-            found.insert(path.as_str().to_owned(), bytes);
+            files.insert(path.as_str().to_owned(), bytes);
         }
     }
-    found
+    files
 }
 
 pub(crate) fn files_below(root: &Path) -> Files {

@@ -6,7 +6,7 @@ use bilayer::fs::types::{Caller, SetAttr, SetTime, Timespec, XattrMode};
 use crate::support::{ADMIN, Mount, ROOT, USER};
 
 #[test]
-fn what_is_set_stays() {
+fn attributes_that_are_set_stay() {
     let mount = Mount::new();
     let node = mount.file(ROOT, "f", b"x");
     let time = |secs| Timespec {
@@ -47,7 +47,7 @@ fn a_time_set_after_a_write_is_not_overwritten_by_it() {
     assert!(mount.fs.getattr(node).unwrap().mtime > time);
 }
 
-/// A write is told to the record later, and must not take the inode's own time back with it.
+/// The record learns of a write later; this must not set the inode's newer time back.
 #[test]
 fn the_time_of_change_never_goes_back() {
     let mount = Mount::new();
@@ -86,7 +86,7 @@ fn mode_and_group_of_new_inodes() {
         gid: Some(50),
         ..SetAttr::default()
     };
-    // A change of owner takes no bit off a directory.
+    // A change of a directory's owner clears no bits.
     mount.fs.setattr(&USER, dir, &changes).unwrap();
     let file = mount.fs.mknod(&USER, dir, b"f", 0o644, 0).unwrap();
     assert_eq!((file.gid, file.perm), (50, 0o644));
@@ -189,7 +189,7 @@ fn lists_and_modes_follow_one_another() {
         (32, 0, NONE),
     ]);
     assert_eq!(fs.get_xattr(node, ACCESS).unwrap(), expected);
-    // One that says no more than the mode is the mode.
+    // A list equivalent to the mode is stored as the mode.
     let minimal = acl(&[(1, 7, NONE), (4, 1, NONE), (32, 1, NONE)]);
     fs.set_xattr(&USER, node, ACCESS, &minimal, any).unwrap();
     assert_eq!(fs.getattr(node).unwrap().perm, 0o711);

@@ -20,7 +20,7 @@ use bilayer::volume::META_NAME;
 
 use crate::support::{ADMIN, Mount, ROOT, open_volume, pattern, quiet};
 
-/// A volume that is not in use.
+/// A volume that is closed.
 struct Closed {
     store: FaultyStore,
     keystore: Arc<tempfile::TempDir>,
@@ -28,7 +28,7 @@ struct Closed {
 
 impl Closed {
     fn of(mount: Mount) -> Self {
-        // Where writing ended before, that is what it says.
+        // If writing has ended before, the error says so.
         let _ = mount.fs.close();
         let Mount {
             store, keystore, ..
@@ -47,7 +47,7 @@ impl Closed {
         Mount::open(self.store, self.keystore, quiet()).unwrap()
     }
 
-    /// Changes what it counts.
+    /// Changes the counters.
     fn counting(self, change: impl FnOnce(&mut Counters)) -> Self {
         let tables = Tables::open(Arc::new(self.file()), 1 << 20).unwrap();
         let bytes = tables.committed().unwrap().get(Table::Counters, &[]);
@@ -60,7 +60,7 @@ impl Closed {
         self
     }
 
-    /// Changes its records.
+    /// Changes the records.
     fn changing(self, change: impl FnOnce(&Meta, &mut Batch)) -> Self {
         let meta = Meta::open(self.file(), 1 << 20).unwrap();
         let mut batch = Batch::new();
@@ -106,7 +106,7 @@ fn nodes_are_those_of_numbers_that_files_have() {
     assert_eq!(NodeId::root_of(ViewId::LIVE), ROOT);
 }
 
-/// Names whose hashes are one, at most so many.
+/// At most `count` names with the same hash.
 fn colliding(meta: &Meta, most: usize) -> Vec<String> {
     let mut by_hash = std::collections::HashMap::<u32, Vec<String>>::new();
     for number in 0.. {
@@ -120,7 +120,8 @@ fn colliding(meta: &Meta, most: usize) -> Vec<String> {
     unreachable!()
 }
 
-/// Each has a place of its own, however a listing is cut, whoever comes and goes.
+/// Each has a position of its own, however a listing is divided and while others are created and
+/// removed.
 #[test]
 fn names_of_one_hash_are_all_found_and_listed() {
     let mut names = Vec::new();
@@ -129,10 +130,10 @@ fn names_of_one_hash_are_all_found_and_listed() {
         .open();
     let dir = mount.mkdir(ROOT, "dir");
     let [one, two] = [names[0].as_str(), names[1].as_str()];
-    // One entry at a time, as somebody with little room would.
+    // One entry at a time, like a caller with a small buffer.
     let listed = |mount: &Mount, dir| {
         let handle = mount.fs.open_dir(dir).unwrap();
-        let (mut found, mut offset) = (Vec::new(), 2);
+        let (mut listed, mut offset) = (Vec::new(), 2);
         loop {
             let mut next = None;
             let read = mount.fs.read_dir(dir, handle, offset, &mut |entry| {
@@ -146,11 +147,11 @@ fn names_of_one_hash_are_all_found_and_listed() {
             read.unwrap();
             let Some((name, after)) = next else { break };
             assert!(offset < after && after < 1 << 31, "{name}");
-            found.push(name);
+            listed.push(name);
             offset = after;
         }
         mount.fs.release_dir(dir, handle);
-        found
+        listed
     };
     mount.file(dir, one, b"1");
     mount.file(dir, two, b"2");
@@ -159,13 +160,13 @@ fn names_of_one_hash_are_all_found_and_listed() {
         .fs
         .create_view(ViewKind::Snapshot, "both", None, "")
         .unwrap();
-    // The second one stays where it is, and is found, when the first goes.
+    // The second name keeps its position, and is still found, when the first is removed.
     mount.fs.unlink(dir, one.as_bytes()).unwrap();
     assert_eq!(listed(&mount, dir), [two]);
     assert_eq!(mount.contents(mount.at(&format!("dir/{two}"))), b"2");
     mount.file(dir, one, b"again");
     assert_eq!(listed(&mount, dir), [one, two]);
-    // Places change with who comes first, and names are what a diff and a restore go by.
+    // Positions depend on the order of creation, but a diff and a restore compare names.
     for name in [one, two] {
         mount.fs.unlink(dir, name.as_bytes()).unwrap();
     }
@@ -232,7 +233,7 @@ fn when_inode_numbers_are_used_up_there_is_no_space() {
     assert_eq!(renamed, Err(Errno::ENOSPC));
     let restored = fs.restore("one", Some("old".as_ref())).unwrap_err();
     assert_eq!(restored.errno(), Errno::ENOSPC);
-    // What needs no number goes on.
+    // Operations that need no new number still work.
     assert_eq!(mount.names(ROOT), ["last", "old"]);
     fs.link(last, ROOT, b"other").unwrap();
     fs.unlink(ROOT, b"old").unwrap();
@@ -253,7 +254,7 @@ fn when_folders_are_used_up_there_is_no_space() {
         .fs
         .write(node, handle, 0, &large, WriteFlags::default());
     assert_eq!(written, Err(Errno::ENOSPC));
-    // What has no object goes on.
+    // Operations that need no object still work.
     mount.put(node, handle, 0, b"small");
     mount.fs.release(node, handle);
     let mount = mount.reopen();
@@ -275,9 +276,9 @@ fn when_generations_are_used_up_there_are_no_more_views() {
     mount.reopen().finish();
 }
 
-/// The kernel may still know files of the view that had the number before, and what was in them.
+/// The kernel may still know files of the view that had the number before, and their contents.
 #[test]
-fn a_number_that_is_used_again_is_told_from_before() {
+fn a_reused_number_is_distinguished_from_before() {
     let before_last = |counters: &mut Counters| counters.newest_view = ViewId(ViewId::MAX.0 - 1);
     let mut mount = counting(Mount::new(), before_last);
     mount.file(ROOT, "file", b"contents");
@@ -308,7 +309,7 @@ fn the_last_view_is_taken_in_the_last_but_one_generation() {
     });
     mount.file(ROOT, "file", b"contents");
     let view = |name| mount.fs.create_view(ViewKind::Snapshot, name, None, "");
-    // After the largest number comes the first, and the live view's is left out.
+    // After the largest number comes the first, and the live view's is skipped.
     assert_eq!(view("one").unwrap().id, 1);
     assert_eq!(view("two").unwrap_err().errno(), Errno::EMLINK);
     mount.fs.unlink(ROOT, b"file").unwrap();
@@ -324,10 +325,10 @@ fn when_garbage_cannot_be_numbered_nothing_is_lost() {
     let large = pattern(1, 0, 100_000);
     mount.file(ROOT, "large", &large);
     let mount = counting(mount, |counters| counters.next_garbage = 1 << 62);
-    let cut = mount.truncate(mount.at("large"), 0);
-    assert_eq!(cut.err(), Some(Errno::ENOSPC));
+    let truncated = mount.truncate(mount.at("large"), 0);
+    assert_eq!(truncated.err(), Some(Errno::ENOSPC));
     assert_eq!(mount.contents(mount.at("large")), large);
-    // It loses its name, and waits to be removed.
+    // It loses its name, and is removed later.
     mount.fs.unlink(ROOT, b"large").unwrap();
     mount.file(ROOT, "small", b"contents");
     mount.commit();
@@ -337,7 +338,7 @@ fn when_garbage_cannot_be_numbered_nothing_is_lost() {
 fn pages_are_counted_up_to_their_bound() {
     let mount = Mount::new();
     let node = mount.file(ROOT, "file", &pattern(1, 0, 100_000));
-    // More than there are: what is added must not make the record one that cannot be read.
+    // More than there are: the counter must not make the record unreadable.
     let closed = Closed::of(mount).amending(node, |record| record.pages = PAGES_MAX);
     let mount = closed.open();
     let node = mount.at("file");
@@ -347,7 +348,7 @@ fn pages_are_counted_up_to_their_bound() {
     mount.fs.release(node, handle);
     let mount = Closed::of(mount).open();
     assert_eq!(mount.contents(mount.at("file")), pattern(1, 0, 200_000));
-    // And of the volume: it is full.
+    // And the counter of the volume: it is full.
     let mount = counting(mount, |counters| counters.used_pages = PAGES_MAX);
     let node = mount.at("file");
     let handle = mount.open_rw(node);
@@ -395,7 +396,7 @@ fn links_are_counted_up_to_their_bound() {
     }
 }
 
-/// A name that leads to a number which no inode has yet must not become one of that inode's.
+/// A name whose inode number is not allocated yet must not become a name of a later inode.
 #[test]
 fn a_name_of_an_inode_to_come_ends_writing() {
     let mount = Mount::new();

@@ -18,7 +18,7 @@ fn truncating_leaves_zeros_behind() {
         CHUNK,
         CHUNK + PAGE + 7,
     ] {
-        for cut in [
+        for len in [
             0,
             1,
             1_000,
@@ -30,12 +30,12 @@ fn truncating_leaves_zeros_behind() {
             CHUNK + 1,
         ] {
             for again in 0..3 {
-                if cut >= full {
+                if len >= full {
                     continue;
                 }
                 let mut mount = Mount::new();
                 let node = mount.file(ROOT, "f", &pattern(1, 0, full));
-                mount.truncate(node, cut as u64).unwrap();
+                mount.truncate(node, len as u64).unwrap();
                 match again {
                     1 => mount = mount.reopen(),
                     2 => {
@@ -45,13 +45,13 @@ fn truncating_leaves_zeros_behind() {
                     _ => {}
                 }
                 let node = mount.at("f");
-                // After a kill the length is what was durable before the cut.
+                // After a kill the length is the durable one from before the truncation.
                 let kept = mount.fs.getattr(node).unwrap().size as usize;
-                assert!(kept == cut || (again == 2 && kept < cut));
+                assert!(kept == len || (again == 2 && kept < len));
                 mount.truncate(node, full as u64 + 5).unwrap();
                 let mut expected = pattern(1, 0, kept);
                 expected.resize(full + 5, 0);
-                assert!(mount.contents(node) == expected, "{full} to {cut}, {again}");
+                assert!(mount.contents(node) == expected, "{full} to {len}, {again}");
                 let mount = mount.reopen();
                 assert!(mount.contents(mount.at("f")) == expected);
             }
@@ -95,7 +95,7 @@ fn small_files_need_no_object() {
     assert!((2_048..2_600).contains(&record_bytes), "{record_bytes}");
     mount.put(node, handle, 2_048, b"x");
     assert_eq!(mount.objects(), 1);
-    // Before the object is durable the record has the bytes.
+    // The record has the bytes until the object is durable.
     mount.commit();
     let mount = mount.kill();
     let node = mount.at("f");
@@ -208,7 +208,7 @@ fn a_full_volume_refuses_writes_and_allows_removal() {
         .fs
         .write(node, handle, 60 * PAGE as u64, &more, WriteFlags::default());
     assert_eq!(refused, Err(Errno::ENOSPC));
-    // What is there may be overwritten.
+    // Existing data may be overwritten.
     mount.put(node, handle, 0, &pattern(2, 0, 60 * PAGE));
     assert!(mount.fs.statfs().unwrap().blocks_free <= 4);
     mount.fs.release(node, handle);
@@ -252,7 +252,7 @@ fn set_id_bits_are_removed_by_a_write() {
         )
         .unwrap();
     assert_eq!(perm(), 0o755);
-    // Without group execution the bit means locking and stays.
+    // Without group execution the bit means mandatory locking, and stays.
     set(0o6644);
     mount.truncate(node, 0).unwrap();
     assert_eq!(perm(), 0o2644);
@@ -265,9 +265,9 @@ fn set_id_bits_are_removed_by_a_write() {
     assert_eq!(mount.fs.setattr(&root, node, &changes).unwrap().perm, 0o755);
 }
 
-/// What `df` says is free can be had in one file, whatever part of it a page's tags take.
+/// One file can use all the space that `df` shows as free, although tags take part of a page.
 #[test]
-fn a_file_can_be_as_large_as_what_is_free() {
+fn one_file_can_fill_the_free_space() {
     let mount = Mount::with(Some(100 << 20), quiet());
     let free = || mount.fs.statfs().unwrap().blocks_free * 4096;
     assert_eq!(free(), 100 << 20);
@@ -280,8 +280,8 @@ fn a_file_can_be_as_large_as_what_is_free() {
     mount.fs.release(node, handle);
 }
 
-/// Small files have their contents in memory until they are synced. Writing many of them anew
-/// changes nothing of the metadata that would be counted, and must not hold ever more memory.
+/// Contents of small files stay in memory until they are synced. Rewriting many of them changes no
+/// metadata that counts as pending, and must not take ever more memory.
 #[test]
 fn files_that_wait_for_a_sync_are_bounded() {
     const FILES: usize = 1000;
@@ -300,7 +300,7 @@ fn files_that_wait_for_a_sync_are_bounded() {
         mount.put(node, handle, 0, &pattern(2, 0, 300));
         mount.fs.release(node, handle);
     }
-    // Nobody has asked for a sync; who went over the bound has waited for one.
+    // No sync was requested, but the writer that exceeded the bound has waited for one.
     let mount = mount.kill();
     let contents = (0..FILES).map(|number| mount.contents(mount.at(&name(number))));
     let new = contents

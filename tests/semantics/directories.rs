@@ -6,7 +6,7 @@ use bilayer::fs::types::NodeId;
 
 use crate::support::{Mount, ROOT};
 
-/// At most `limit` names from a position on, and the position after them.
+/// At most `limit` names after a position, and the position after them.
 fn some(mount: &Mount, node: NodeId, from: u64, limit: usize) -> (Vec<String>, u64) {
     let handle = mount.fs.open_dir(node).unwrap();
     let (mut names, mut next) = (Vec::new(), from);
@@ -36,38 +36,38 @@ fn every_entry_once() {
     let mount = mount.reopen();
     let dir = mount.at("d");
     for limit in [1, 7, 128, 1_000] {
-        let mut found = Vec::new();
+        let mut listed = Vec::new();
         let mut at = 0;
         loop {
             let (names, next) = some(&mount, dir, at, limit);
             if names.is_empty() {
                 break;
             }
-            found.extend(names);
+            listed.extend(names);
             at = next;
         }
-        assert_eq!(found[..2], [".", ".."]);
-        let names: BTreeSet<String> = found[2..].iter().cloned().collect();
-        assert_eq!((names.len(), found.len()), (700, 702));
+        assert_eq!(listed[..2], [".", ".."]);
+        let names: BTreeSet<String> = listed[2..].iter().cloned().collect();
+        assert_eq!((names.len(), listed.len()), (700, 702));
         assert_eq!(names, expected);
     }
 }
 
 #[test]
-fn what_stays_is_listed_once_whatever_comes_and_goes() {
+fn a_listing_has_each_lasting_name_once() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "d");
     for n in 0..400 {
         mount.file(dir, &format!("stays-{n}"), b"");
         mount.file(dir, &format!("goes-{n}"), b"");
     }
-    let (mut found, mut at, mut round) = (Vec::new(), 0, 0);
+    let (mut listed, mut at, mut round) = (Vec::new(), 0, 0);
     loop {
         let (names, next) = some(&mount, dir, at, 20);
         if names.is_empty() {
             break;
         }
-        found.extend(names.into_iter().filter(|name| name.starts_with("stays")));
+        listed.extend(names.into_iter().filter(|name| name.starts_with("stays")));
         at = next;
         for n in round * 10..(round + 1) * 10 {
             let _ = mount.fs.unlink(dir, format!("goes-{n}").as_bytes());
@@ -78,8 +78,8 @@ fn what_stays_is_listed_once_whatever_comes_and_goes() {
         }
         round += 1;
     }
-    let unique: BTreeSet<&String> = found.iter().collect();
-    assert_eq!((found.len(), unique.len()), (400, 400));
+    let unique: BTreeSet<&String> = listed.iter().collect();
+    assert_eq!((listed.len(), unique.len()), (400, 400));
 }
 
 #[test]

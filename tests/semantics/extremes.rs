@@ -11,7 +11,7 @@ use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::support::{ADMIN, BLOCK, CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
 
-/// What takes longer than this goes chunk by chunk through something hollow.
+/// An operation that takes longer visits every chunk of a hole.
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
@@ -26,9 +26,9 @@ fn truncating_the_last_chunk_leaves_the_first() {
         FILE_BYTES_MAX - CHUNK as u64,
     ] {
         assert_eq!(mount.truncate(node, size).expect("truncate").size, size);
-        let mut found = vec![0; data.len()];
-        let read = mount.fs.read(node, handle, 0, &mut found);
-        assert_eq!((read, &found), (Ok(data.len()), &data), "size {size}");
+        let mut actual = vec![0; data.len()];
+        let read = mount.fs.read(node, handle, 0, &mut actual);
+        assert_eq!((read, &actual), (Ok(data.len()), &data), "size {size}");
     }
     assert_eq!(
         mount.truncate(node, FILE_BYTES_MAX + 1).err(),
@@ -71,7 +71,7 @@ fn sparse_files_are_not_read_chunk_by_chunk() {
     };
     fallocate(PAGE as u64 + 100, far + 50, Fallocate::PunchHole);
     fallocate(far + 60, FILE_BYTES_MAX, Fallocate::PunchHole);
-    // Zeros take room where there is none yet.
+    // Zeroing takes space in a hole.
     let zeros = Fallocate::ZeroRange { keep_size: true };
     let refused = mount.fs.fallocate(node, handle, 0, far, zeros);
     assert_eq!(refused, Err(Errno::ENOSPC));
@@ -82,15 +82,15 @@ fn sparse_files_are_not_read_chunk_by_chunk() {
     assert!(begin.elapsed() < SOON, "took {:?}", begin.elapsed());
     let mut expected = data;
     expected[PAGE + 100..].fill(0);
-    let mut found = vec![0xEE; 2 * PAGE];
-    mount.fs.read(node, handle, 0, &mut found).expect("read");
-    assert_eq!(found, expected);
-    let mut found = vec![0xEE; 70];
-    mount.fs.read(node, handle, far, &mut found).expect("read");
+    let mut actual = vec![0xEE; 2 * PAGE];
+    mount.fs.read(node, handle, 0, &mut actual).expect("read");
+    assert_eq!(actual, expected);
+    let mut actual = vec![0xEE; 70];
+    mount.fs.read(node, handle, far, &mut actual).expect("read");
     let mut expected = pattern(3, 0, 70);
     expected[..50].fill(0);
     expected[60..].fill(0);
-    assert_eq!(found, expected);
+    assert_eq!(actual, expected);
     mount.fs.release(node, handle);
     mount.fs.unlink(ROOT, b"file").expect("unlink");
     assert_eq!(mount.finish().pages, 0);
@@ -111,15 +111,15 @@ fn copies_of_holes_are_holes() {
     assert!(begin.elapsed() < SOON, "took {:?}", begin.elapsed());
     assert_eq!(mount.fs.getattr(to).expect("attr").size, len);
     assert_eq!(mount.fs.seek(to, target, 0, SeekWhence::Data), Ok(len / 2));
-    let mut found = vec![0xEE; 102];
+    let mut actual = vec![0xEE; 102];
     mount
         .fs
-        .read(to, target, len / 2 - 1, &mut found)
+        .read(to, target, len / 2 - 1, &mut actual)
         .expect("read");
-    assert_eq!(found, [&[0][..], &pattern(1, 0, 100), &[0]].concat());
-    let mut found = vec![0xEE; 6 * PAGE];
-    mount.fs.read(to, target, 0, &mut found).expect("read");
-    assert!(found.iter().all(|byte| *byte == 0));
+    assert_eq!(actual, [&[0][..], &pattern(1, 0, 100), &[0]].concat());
+    let mut actual = vec![0xEE; 6 * PAGE];
+    mount.fs.read(to, target, 0, &mut actual).expect("read");
+    assert!(actual.iter().all(|byte| *byte == 0));
     mount.fs.release(from, handle);
     mount.fs.release(to, target);
     mount.reopen();
@@ -134,7 +134,7 @@ fn attributes_have_limits() {
             .fs
             .set_xattr(&USER, node, name.as_bytes(), value, XattrMode::Any)
     };
-    // Names that fill the longest listing.
+    // Names that fill the largest listing.
     let mut taken = 0;
     while set(&format!("user.{taken:0250}"), b"") == Ok(()) {
         taken += 1;
@@ -147,7 +147,7 @@ fn attributes_have_limits() {
     );
     assert_eq!(set("user.more", b""), Err(Errno::ENOSPC));
     assert_eq!(set(&format!("user.{:0250}", 0), b"new"), Ok(()));
-    // Values that would have to be gone through at every listing.
+    // Values that every listing would have to read.
     let other = mount.file(ROOT, "other", b"x");
     let long = vec![7; 65_536];
     let results: Vec<_> = (0..40)
@@ -191,7 +191,7 @@ fn a_keystore_that_cannot_be_written_loses_nothing_and_the_end_says_so() {
 
 #[test]
 fn a_bad_page_of_the_metadata_ends_all_writing() {
-    // Less than the metadata: what was read at the beginning is not kept.
+    // Less than the size of the metadata: pages that were read at the beginning are not kept.
     let options = FilesystemOptions {
         meta_cache_bytes: 64 << 10,
         ..quiet()
@@ -205,7 +205,7 @@ fn a_bad_page_of_the_metadata_ends_all_writing() {
         .store
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("meta");
-    // Every page but the first one, which is not read again.
+    // Every page except the first one, which is not read again.
     let mut bytes = vec![0; meta.len().expect("len") as usize];
     meta.read_at(&mut bytes, 0).expect("read");
     bytes
@@ -214,10 +214,10 @@ fn a_bad_page_of_the_metadata_ends_all_writing() {
         .step_by(4608)
         .for_each(|b| *b ^= 1);
     meta.write_at(&bytes, 0).expect("write");
-    let found: Vec<_> = (0..3000)
+    let results: Vec<_> = (0..3000)
         .map(|number| mount.lookup(ROOT, format!("file {number}").as_bytes()))
         .collect();
-    let mut failed: Vec<_> = found.into_iter().filter_map(Result::err).collect();
+    let mut failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
     failed.dedup();
     assert_eq!(failed, [Errno::EIO]);
     assert!(mount.fs.usage().latched.is_some());

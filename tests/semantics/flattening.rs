@@ -13,11 +13,11 @@ use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::support::{CHUNK, Mount, PAGE, ROOT, open_volume, pattern, quiet};
 
-/// Parts of a list that is left alone, and of one that a record takes.
+/// The number of parts up to which a list is left alone, and the number that a record can have.
 const FLAT: usize = 5;
 const LONGEST: usize = 8;
 
-/// A file, its contents, and the copies that were made of it.
+/// A file, its contents, and its copies.
 struct Layers {
     mount: Mount,
     contents: Vec<u8>,
@@ -57,7 +57,7 @@ impl Layers {
         self.contents[at..at + len].copy_from_slice(&bytes);
     }
 
-    /// Copies with a few pages written after each.
+    /// Copies, with a few pages written after each.
     fn layers(&mut self, count: usize) {
         for round in 0..count {
             self.copy();
@@ -71,8 +71,8 @@ impl Layers {
     fn check(&self) {
         assert!(self.mount.contents(self.mount.at("f")) == self.contents);
         for (name, contents) in &self.copies {
-            let found = self.mount.contents(self.mount.at(name));
-            assert!(&found == contents, "{name}");
+            let actual = self.mount.contents(self.mount.at(name));
+            assert!(&actual == contents, "{name}");
         }
     }
 
@@ -91,8 +91,8 @@ impl Layers {
         for name in this.copies.keys() {
             this.mount.fs.unlink(ROOT, name.as_bytes()).unwrap();
         }
-        let found = this.mount.finish();
-        found.objects as usize
+        let counts = this.mount.finish();
+        counts.objects as usize
     }
 }
 
@@ -136,12 +136,12 @@ fn the_background_shortens_lists() {
         let short = parts(&layers);
         assert!(short[0] <= FLAT, "{short:?}");
     }
-    // What was merged is gone with the last copy that shows it.
+    // The merged parts are removed with the last copy that shows them.
     let left = layers.finish();
     assert!(left <= FLAT, "{left} objects");
 }
 
-/// Few pages on top of many: the many are not written again.
+/// A few pages above many: the many are not written again.
 #[test]
 fn a_large_old_part_is_not_copied() {
     let mut layers = Layers::new(Mount::new(), CHUNK);
@@ -177,7 +177,7 @@ fn without_the_background_a_record_takes_what_it_can() {
     layers.check();
     layers = layers.reopen();
     layers.check();
-    // Read once, lists of an earlier mount are shortened too.
+    // Lists of an earlier mount are shortened too, once they were read.
     layers.mount.fs.run_maintenance().unwrap();
     let lists = parts(&layers);
     assert!(lists.iter().all(|parts| *parts <= FLAT), "{lists:?}");
@@ -197,9 +197,9 @@ fn hidden_parts_leave_the_list_without_a_copy() {
     assert_eq!(layers.finish(), 1);
 }
 
-/// Pages of the newest part that no sync has covered hide nothing from what a cut leaves.
+/// Pages of the newest part that no sync has covered hide nothing after a power cut.
 #[test]
-fn what_is_not_durable_hides_nothing() {
+fn pages_that_are_not_durable_hide_nothing() {
     for synced in [false, true] {
         let mut layers = Layers::new(Mount::new(), CHUNK);
         layers.layers(FLAT);
@@ -213,7 +213,7 @@ fn what_is_not_durable_hides_nothing() {
         if synced {
             layers.mount.fs.fsync(node, handle, false).unwrap();
         }
-        // Merged below pages of which a cut leaves nothing, or all.
+        // Merged below pages of which a power cut leaves nothing, or all.
         layers.mount.fs.compact_parts();
         layers.mount.fs.release(node, handle);
         layers.mount.commit();
@@ -232,12 +232,12 @@ fn reservations_of_the_newest_part_are_kept() {
     layers.layers(FLAT);
     let node = layers.mount.at("f");
     let handle = layers.mount.open_rw(node);
-    let room = (CHUNK / 2) as u64;
+    let half = (CHUNK / 2) as u64;
     let reservation = Fallocate::Allocate { keep_size: true };
     layers
         .mount
         .fs
-        .fallocate(node, handle, room, room, reservation)
+        .fallocate(node, handle, half, half, reservation)
         .unwrap();
     let reserved = layers.mount.fs.usage().contents_bytes;
     layers.mount.fs.run_maintenance().unwrap();
@@ -251,7 +251,7 @@ fn reservations_of_the_newest_part_are_kept() {
     layers.finish();
 }
 
-/// Writers, holes and cuts go on while parts are merged.
+/// Writers, holes and truncations continue while parts are merged.
 #[test]
 fn merging_beside_writers() {
     let mut layers = Layers::new(Mount::new(), CHUNK);
@@ -298,7 +298,7 @@ fn merging_beside_writers() {
     layers.finish();
 }
 
-/// Every view shows what it showed, however often what lies below it is merged.
+/// Every view keeps its contents, however often the parts below it are merged.
 #[test]
 fn merging_below_snapshots() {
     let mut layers = Layers::new(Mount::new(), CHUNK);
@@ -328,16 +328,16 @@ fn merging_below_snapshots() {
         }
         layers.check();
         for (name, contents) in &shown {
-            let found = layers
+            let actual = layers
                 .mount
                 .contents(layers.mount.at(&format!(".snapshots/{name}/f")));
-            assert!(&found == contents, "{name}");
+            assert!(&actual == contents, "{name}");
         }
     }
     layers.finish();
 }
 
-/// A cut at every call of the store that the background makes.
+/// A power cut at every call of the store that the background thread makes.
 #[test]
 fn a_cut_anywhere_loses_nothing() {
     let mut cuts = 0;
@@ -354,7 +354,7 @@ fn a_cut_anywhere_loses_nothing() {
         let _ = layers.mount.fs.close();
         layers.mount = Mount::open(survivor, keystore, options).unwrap();
         layers.check();
-        // Counts objects: none is left that nothing names, none is missing.
+        // Counts objects: no unnamed one is left, and none is missing.
         let objects = layers.finish();
         assert!(objects <= FLAT + 1, "{objects} objects");
         if !cut {

@@ -34,7 +34,7 @@ fn allocated(store: &FaultyStore) -> u64 {
     bytes.sum::<u64>() / 4096
 }
 
-/// Ends what the background began when views were deleted, and does the rest.
+/// Finishes the work that the background thread began when views were deleted.
 fn settle(mount: Mount) -> Mount {
     mount.fs.finish_purge().unwrap();
     let mount = mount.reopen();
@@ -46,7 +46,7 @@ fn used(mount: &Mount) -> u64 {
     mount.fs.usage().contents_bytes / 4096
 }
 
-/// A file with a snapshot before each of its changes, and what each shows.
+/// A file with a snapshot before each of its changes, and the contents of each.
 fn history(mount: &Mount) -> Vec<(String, Vec<u8>)> {
     let mut contents = pattern(0, 0, CHUNK + 500_000);
     mount.file(ROOT, "f", &contents);
@@ -61,7 +61,7 @@ fn history(mount: &Mount) -> Vec<(String, Vec<u8>)> {
             write(mount, "f", at, &bytes);
             contents[at..at + bytes.len()].copy_from_slice(&bytes);
         }
-        // One page again and again.
+        // The same page repeatedly.
         write(mount, "f", 10 * PAGE, &pattern(round + 1, 0, PAGE));
         contents[10 * PAGE..11 * PAGE].copy_from_slice(&pattern(round + 1, 0, PAGE));
     }
@@ -76,7 +76,7 @@ fn check(mount: &Mount, shown: &[(String, Vec<u8>)]) {
 }
 
 #[test]
-fn without_views_only_what_is_seen_is_left() {
+fn without_views_only_visible_pages_are_left() {
     for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
         let mount = Mount::new();
         let mut shown = history(&mount);
@@ -91,7 +91,7 @@ fn without_views_only_what_is_seen_is_left() {
         let mount = settle(mount);
         assert_eq!(allocated(&mount.store), used(&mount));
         check(&mount, &shown);
-        // Whatever is written now goes where it may.
+        // New data may be written in place or elsewhere.
         write(&mount, "f", 10 * PAGE, &pattern(77, 0, 30 * PAGE));
         shown[0].1[10 * PAGE..40 * PAGE].copy_from_slice(&pattern(77, 0, 30 * PAGE));
         let mount = mount.reopen();
@@ -131,9 +131,9 @@ fn holes_and_truncations_give_back_what_a_view_needed() {
     mount.finish();
 }
 
-/// A file that is only in snapshots gives back what only the deleted one saw.
+/// A file that only snapshots have gives back the pages that only the deleted one saw.
 #[test]
-fn files_that_are_gone_give_back_too() {
+fn deleted_files_give_back_their_pages_too() {
     let mount = Mount::new();
     let mut contents = pattern(1, 0, CHUNK);
     let file = mount.file(ROOT, "f", &contents);
@@ -161,7 +161,7 @@ fn files_that_are_gone_give_back_too() {
 
 /// Pages that are being written are neither lost nor given back.
 #[test]
-fn what_is_not_durable_yet_stays() {
+fn pages_that_are_not_durable_stay() {
     let mount = Mount::new();
     let mut contents = pattern(1, 0, CHUNK);
     let file = mount.file(ROOT, "f", &contents);
@@ -186,9 +186,9 @@ fn what_is_not_durable_yet_stays() {
     mount.finish();
 }
 
-/// The other name's contents are in the same object.
+/// The contents of the other name are in the same object.
 #[test]
-fn what_a_copy_shares_stays() {
+fn pages_that_a_copy_shares_stay() {
     let mount = Mount::new();
     let contents = pattern(1, 0, CHUNK);
     let file = mount.file(ROOT, "f", &contents);
@@ -207,7 +207,7 @@ fn what_a_copy_shares_stays() {
     mount.finish();
 }
 
-/// A cut at calls of the store all along while what a view held is given back.
+/// A power cut at regularly chosen calls of the store while the space of a view is given back.
 #[test]
 fn a_cut_anywhere_loses_nothing_and_leaks_nothing() {
     let mut cuts = 0;
@@ -220,7 +220,7 @@ fn a_cut_anywhere_loses_nothing_and_leaks_nothing() {
             drop_it(&mount, name);
             shown.retain(|(path, _)| *path != format!(".snapshots/{name}/f"));
         }
-        // The background has its turn before: what it begins is finished here.
+        // The background thread runs first: the work that it begins is finished here.
         store.cut_at_call(store.calls() + call);
         let _ = mount.fs.finish_purge();
         let cut = store.is_cut();

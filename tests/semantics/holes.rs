@@ -78,7 +78,7 @@ fn punching_gives_pages_back() {
         .fallocate(node, handle, 0, all, Fallocate::PunchHole)
         .unwrap();
     assert_eq!(mount.fs.usage().contents_bytes, 0);
-    // A file that somebody may write to is never said to be all hole.
+    // A file that is open for writing is never reported as one hole.
     assert_eq!(mount.fs.getattr(node).unwrap().blocks, 1);
     mount.fs.release(node, handle);
     assert_eq!(mount.fs.getattr(node).unwrap().blocks, 0);
@@ -140,7 +140,7 @@ fn data_and_holes_are_found() {
     let handle = mount.fs.open_file(&USER, node, libc::O_RDONLY).unwrap();
     let seek = |at, whence| mount.fs.seek(node, handle, at, whence);
     let (data, hole) = (SeekWhence::Data, SeekWhence::Hole);
-    // The page written lies in blocks 4 and 5.
+    // The written page is in blocks 4 and 5.
     assert_eq!(seek(0, data), Ok(4 * BLOCK));
     assert_eq!(seek(0, hole), Ok(0));
     assert_eq!(seek(4 * BLOCK + 7, data), Ok(4 * BLOCK + 7));
@@ -154,9 +154,9 @@ fn data_and_holes_are_found() {
     mount.fs.release(node, handle);
 }
 
-/// Pages hold less than a block, so that every block here begins and ends within a page.
+/// A page holds less than a block, so every block here begins and ends within a page.
 #[test]
-fn what_is_written_and_punched_by_blocks_is_found_there() {
+fn data_and_holes_of_whole_blocks_are_found() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     let size = 3 * CHUNK as u64;

@@ -1,4 +1,4 @@
-//! Lifetime of inodes, and what is left of them.
+//! Lifetime of inodes, and the removal of unlinked ones.
 
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ fn an_unlinked_file_stays_while_it_is_open() {
     mount.fs.release(node, handle);
     assert_eq!(mount.fs.getattr(node).err(), Some(Errno::ESTALE));
     assert_eq!(mount.fs.usage().contents_bytes, 0);
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (1, 0));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (1, 0));
 }
 
 #[test]
@@ -46,17 +46,17 @@ fn a_file_that_the_kernel_knows_stays() {
 }
 
 #[test]
-fn closing_removes_what_is_still_open() {
+fn closing_removes_unlinked_open_files() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
     mount.fs.unlink(ROOT, b"f").unwrap();
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (1, 0));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (1, 0));
 }
 
 #[test]
-fn a_kill_removes_what_was_still_open() {
+fn a_kill_removes_unlinked_open_files() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -65,8 +65,8 @@ fn a_kill_removes_what_was_still_open() {
     mount.commit();
     let mount = mount.kill();
     assert_eq!(mount.fs.usage().inodes, 1);
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (1, 0));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (1, 0));
 }
 
 #[test]
@@ -82,10 +82,10 @@ fn objects_that_were_never_committed_are_swept() {
     assert_eq!(mount.finish().objects, 1);
 }
 
-/// What a killed process left in the kernel's memory is read by the next: it must be durable
-/// before somebody relies on it.
+/// Data that a killed process left in the kernel's cache is read by the next process: it must be
+/// durable before somebody relies on it.
 #[test]
-fn what_is_read_after_a_kill_survives_a_power_cut() {
+fn data_read_after_a_kill_survives_a_power_cut() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -104,7 +104,7 @@ fn what_is_read_after_a_kill_survives_a_power_cut() {
     }
 }
 
-/// Removed objects that a power cut brings back are nobody's once the volume is clean.
+/// Removed objects that a power cut brings back belong to no file once the volume is clean.
 #[test]
 fn nothing_comes_back_after_a_clean_close() {
     let mount = Mount::new();
@@ -130,8 +130,8 @@ fn a_forgotten_file_is_punched_without_waiting_for_itself() {
     mount.truncate(mount.at("f"), 10_000).unwrap();
     let (report, done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let found = mount.finish();
-        report.send(found.pages)
+        let counts = mount.finish();
+        report.send(counts.pages)
     });
     let within = std::time::Duration::from_secs(30);
     assert_eq!(done.recv_timeout(within), Ok(3));
@@ -169,7 +169,7 @@ fn a_read_only_filesystem_refuses_changes() {
 }
 
 #[test]
-fn what_was_shut_down_answers_nothing_more() {
+fn a_filesystem_answers_nothing_after_a_shutdown() {
     let mount = Mount::new();
     let kept = mount.file(ROOT, "kept", b"synced");
     let handle = mount.open_rw(kept);
@@ -195,8 +195,8 @@ fn what_was_shut_down_answers_nothing_more() {
     mount.finish();
 }
 
-/// A process that is killed in the middle of a commit leaves pages that may be in the kernel's
-/// memory only. The next one reads them, and the power fails while it opens the volume.
+/// A process that is killed in the middle of a commit leaves pages that may exist only in the
+/// kernel's cache. The next one reads them, and the power fails while it opens the volume.
 #[test]
 fn a_kill_in_a_commit_and_a_power_cut_while_opening() {
     let bytes = pattern(1, 0, 5_000);

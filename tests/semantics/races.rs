@@ -2,8 +2,8 @@
 //! operation.
 //!
 //! A truncated file keeps the bytes of its last page beyond the new end until the file grows, when
-//! they are zeroed. The first thread is stopped there. The other one's operation must take effect
-//! before all of the first one's or after all of it.
+//! they are zeroed. The first thread is stopped at that point. The other thread's operation must
+//! take effect completely before or completely after the first one's.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,17 +13,17 @@ use bilayer::store::faulty::{CallKind, Stall};
 
 use crate::support::{CHUNK, Mount, PAGE, ROOT, pattern};
 
-/// Time for a call that nothing keeps.
+/// Time limit of a call that nothing blocks.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Time for a thread to come to where it waits for another one.
+/// Time for a thread to reach the point at which it waits for another one.
 const MOMENT: Duration = Duration::from_millis(300);
-/// End of the file in the middle of its second page, then further in front.
+/// An end of the file in the middle of its second page, and then an earlier one.
 const END: u64 = (PAGE + 2_000) as u64;
 const SHORT: u64 = (PAGE + 100) as u64;
-/// Where the file ends when it has grown, in another chunk.
+/// The end of the file after it has grown, in another chunk.
 const GROWN: u64 = (2 * CHUNK + 5_000) as u64;
 
-/// A file that was written longer than it is, so that its last page holds more than it shows.
+/// A file that was longer, so that its last page holds more bytes than it shows.
 fn file_with_a_stale_tail(mount: &Mount) -> (NodeId, Handle) {
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 2 * PAGE));
@@ -33,7 +33,7 @@ fn file_with_a_stale_tail(mount: &Mount) -> (NodeId, Handle) {
     (node, handle)
 }
 
-/// Stops a write of contents after so many others.
+/// Stops a write of contents after a number of others.
 fn stall_write(mount: &Mount, after: usize) -> Stall {
     let seen = AtomicUsize::new(0);
     mount.store.stall_when(move |kind, path| {
@@ -42,7 +42,7 @@ fn stall_write(mount: &Mount, after: usize) -> Stall {
     })
 }
 
-/// Whatever came first: no truncated byte shows.
+/// In either order, no truncated byte is visible.
 #[track_caller]
 fn nothing_stale_shows(mount: &Mount, node: NodeId, handle: Handle, kept: u64) {
     // If the truncation came last, growing once more must not show it either.
@@ -111,7 +111,7 @@ fn a_file_is_truncated_while_a_chunk_is_linked_behind_its_end() {
     });
 }
 
-/// Runs `grow`, which makes the file longer, though not as long as another writes it meanwhile.
+/// Runs `grow`, which extends the file, while another thread writes and extends it further.
 fn write_while(grow: impl FnOnce(&Mount, NodeId, Handle) + Send) {
     let mount = Mount::new();
     let (node, handle) = file_with_a_stale_tail(&mount);
@@ -167,8 +167,8 @@ fn a_file_is_written_while_a_hole_is_copied_to_its_end() {
     });
 }
 
-/// A punch zeroes its first and its last page in part, and takes the pages between away. What is
-/// written meanwhile is there as a whole or gone as a whole.
+/// A punch zeroes parts of its first and last page, and removes the pages between. A concurrent
+/// write is completely visible or completely gone.
 #[test]
 fn a_file_is_written_while_it_is_punched() {
     for mode in [

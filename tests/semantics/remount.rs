@@ -37,11 +37,11 @@ fn read_only_is_durable_and_refuses_changes() {
         let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
         assert!(after.contents(after.at("f")) == pattern(1, 0, 20_000));
         assert_eq!(after.names(ROOT), ["f"]);
-        let found = after.finish();
-        assert_eq!((found.inodes, found.objects), (2, 1), "seed {seed}");
+        let counts = after.finish();
+        assert_eq!((counts.inodes, counts.objects), (2, 1), "seed {seed}");
     }
-    let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (2, 1));
+    let counts = mount.finish();
+    assert_eq!((counts.inodes, counts.objects), (2, 1));
 }
 
 #[test]
@@ -53,21 +53,21 @@ fn writable_again_and_an_unclean_stop() {
     mount.fs.make_writable().unwrap();
     assert!(!mount.fs.is_read_only());
     mount.file(ROOT, "late", &pattern(2, 0, 20_000));
-    // Not clean any more: what was never committed is found and swept. The committing thread, awake
+    // Not clean any more: objects that were never committed are swept. The committer, which runs
     // again, may have been in time for the late one.
     let mount = mount.kill();
     let names = mount.names(ROOT);
     assert!(names == ["one"] || names == ["late", "one"], "{names:?}");
     assert_eq!(mount.objects(), names.len());
     mount.file(ROOT, "two", &pattern(3, 0, 20_000));
-    let found = mount.finish();
-    assert_eq!(found.objects, names.len() as u64 + 1);
-    assert_eq!(found.inodes, found.objects + 1);
+    let counts = mount.finish();
+    assert_eq!(counts.objects, names.len() as u64 + 1);
+    assert_eq!(counts.inodes, counts.objects + 1);
 }
 
-/// The kernel may tell late that it has forgotten a file that was removed before.
+/// The kernel may send the forget of a removed file late.
 #[test]
-fn what_is_released_meanwhile_is_removed_later() {
+fn files_released_while_read_only_are_removed_later() {
     for comes_back in [true, false] {
         let mount = Mount::new();
         let (node, handle) = mount.create(ROOT, "f");
@@ -79,13 +79,13 @@ fn what_is_released_meanwhile_is_removed_later() {
         if comes_back {
             mount.fs.make_writable().unwrap();
         }
-        let found = mount.finish();
-        assert_eq!((found.inodes, found.objects), (1, 0));
+        let counts = mount.finish();
+        assert_eq!((counts.inodes, counts.objects), (1, 0));
     }
 }
 
 #[test]
-fn what_was_opened_read_only_stays_so() {
+fn a_filesystem_opened_read_only_stays_so() {
     let mount = Mount::new();
     mount.file(ROOT, "f", b"x");
     let keystore = mount.keystore.clone();
@@ -105,7 +105,7 @@ fn what_was_opened_read_only_stays_so() {
     mount.fs.close().unwrap();
 }
 
-/// It goes on being used, so that nothing later may take it for clean.
+/// The volume stays in use, so that nothing later may call it clean.
 #[test]
 fn a_remount_that_fails_leaves_no_mark_of_being_clean() {
     let mount = Mount::new();
@@ -119,7 +119,7 @@ fn a_remount_that_fails_leaves_no_mark_of_being_clean() {
     assert!(!mount.fs.is_read_only());
     mount.file(ROOT, "two", &pattern(2, 0, 20_000));
     mount.fs.sync().unwrap();
-    // Its object is made, and no commit names it.
+    // Its object exists, and no commit names it.
     let (node, handle) = mount.create(ROOT, "lost");
     mount.put(node, handle, 0, &pattern(3, 0, 20_000));
     mount.fs.release(node, handle);
@@ -129,12 +129,12 @@ fn a_remount_that_fails_leaves_no_mark_of_being_clean() {
     mount.finish();
 }
 
-/// Time for a call that nothing keeps.
+/// Time limit of a call that nothing blocks.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Time for one that is kept.
+/// Time limit of a call that is blocked.
 const MOMENT: Duration = Duration::from_millis(300);
 
-/// A kernel that takes its time to send what it holds back.
+/// A kernel that is slow to send its dirty pages.
 #[derive(Debug)]
 struct SlowKernel {
     arrived: Mutex<Sender<()>>,
@@ -154,9 +154,9 @@ impl KernelCache for SlowKernel {
     fn forget(&self, _: &[NodeId], _: &[DirentRef<'_>]) {}
 }
 
-/// Lets `change` begin, has the volume made read-only, and lets the change go on: `begun` waits
-/// until it is in the middle, `go_on` ends that. Nothing may be committed, and nothing made, after
-/// it was said that the volume is clean.
+/// Begins `change`, makes the volume read-only, and lets the change continue: `begun` waits until
+/// the change is half-way, `go_on` lets it finish. After the volume was reported clean, nothing may
+/// be committed or created.
 fn remount_during(
     mount: &Mount,
     change: impl FnOnce() -> Result<(), ViewError> + Send,
@@ -183,7 +183,7 @@ fn remount_during(
             "something was written to a clean volume: {changed:?}"
         );
     });
-    // So it is clean: nobody looks for what nothing names, and there is nothing of that kind.
+    // So it is clean: nothing searches for unnamed objects, and there are none.
     for seed in 0..10 {
         let survivor = mount.store.survivor(seed);
         let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
@@ -252,7 +252,7 @@ fn a_path_is_restored_during_a_remount() {
     mount.finish();
 }
 
-/// As the former, and the volume is closed altogether.
+/// The same, with the volume closed completely.
 #[test]
 fn a_path_is_restored_while_the_volume_is_closed() {
     let mount = with_snapshot();
@@ -274,7 +274,7 @@ fn a_path_is_restored_while_the_volume_is_closed() {
     after.finish();
 }
 
-/// Names that may come back to a volume that nobody searches for such.
+/// Names that may come back in a volume that is not searched for unnamed objects.
 #[test]
 fn a_folder_whose_removals_could_not_be_synced_is_synced_by_the_next_attempt() {
     let mount = Mount::new();

@@ -38,7 +38,7 @@ fn tree() -> Mount {
 }
 
 #[test]
-fn over_what_there_is() {
+fn a_rename_over_existing_names() {
     for (from, to, expected) in [
         ("file", "new", Ok(())),
         ("file", "other", Ok(())),
@@ -148,7 +148,7 @@ fn renaming_over_commits_contents_first() {
     mount.commit();
     mount.file(ROOT, "new", &pattern(2, 0, 60_000));
     assert_eq!(rename(&mount, "new", "name", PLAIN), Ok(()));
-    // A commit of names alone: contents come first all the same.
+    // A commit of names alone: contents are made durable first anyway.
     mount.commit();
     for seed in 0..20 {
         let survivor = mount.store.survivor(seed);

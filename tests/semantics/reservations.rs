@@ -1,4 +1,4 @@
-//! `fallocate` reserves space that nothing else gets, whatever happens to the volume meanwhile.
+//! `fallocate` reserves space that nothing else gets, whatever else happens to the volume.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,7 +20,7 @@ fn used(mount: &Mount) -> usize {
     mount.fs.usage().contents_bytes as usize / 4096
 }
 
-/// Pages that are taken of the limit.
+/// Pages that count against the limit.
 fn taken(mount: &Mount) -> usize {
     let usage = mount.fs.usage();
     let record_bytes = usage.used_bytes - usage.contents_bytes;
@@ -35,7 +35,7 @@ fn allocate(mount: &Mount, node: NodeId, handle: Handle, at: usize, len: usize, 
     assert_eq!(done, Ok(()));
 }
 
-/// Writes pages to new files until there is no room.
+/// Writes pages to new files until the volume is full.
 fn fill(mount: &Mount) {
     for number in 0.. {
         let (node, handle) = mount.create(ROOT, &format!("filler-{number}"));
@@ -91,7 +91,7 @@ fn reserved_space_is_not_given_to_others() {
         let space = mount.fs.statfs().unwrap();
         let left = capacity_of_pages(3_000 - taken(&mount) as u64) / BLOCK;
         assert_eq!(space.blocks_free, left);
-        // Again takes nothing more; more than there is changes nothing.
+        // Reserving again takes nothing more; reserving more than is free changes nothing.
         allocate(&mount, node, handle, 100, len, mode);
         let refused = mount.fs.fallocate(node, handle, 0, 4_000 * 4096, KEEP);
         assert_eq!((refused, used(&mount)), (Err(Errno::ENOSPC), pages));
@@ -112,7 +112,7 @@ fn reserved_space_is_not_given_to_others() {
         let mount = mount.reopen();
         assert!(mount.contents(mount.at("f"))[100..] == pattern(2, 100, len));
         mount.fs.unlink(ROOT, b"f").unwrap();
-        // Its name and its inode have gone with it.
+        // Its name and its inode are removed as well.
         assert!((2_999 - pages..=3_000 - pages).contains(&taken(&mount)));
         mount.finish();
     }
@@ -126,7 +126,7 @@ fn a_reservation_survives_a_remount_and_a_kill() {
         let len = 1_200 * PAGE;
         allocate(&mount, node, handle, 0, len, KEEP);
         mount.fs.fsync(node, handle, false).unwrap();
-        // Written and not synced: neither contents nor reservation may be lost together.
+        // Written and not synced: contents and reservation must not both be lost.
         mount.put(node, handle, 0, &pattern(1, 0, 100 * PAGE));
         mount.fs.release(node, handle);
         mount.commit();
@@ -256,7 +256,7 @@ fn zeroing_keeps_space_and_punching_and_truncating_give_it_back() {
     let mount = mount.reopen();
     assert_eq!(taken(&mount), 2_000);
     let node = mount.at("f");
-    // To the length that it has: what is set aside behind it goes.
+    // Truncated to its own length: the reservation behind it is released.
     mount.truncate(node, 500 * PAGE as u64).unwrap();
     assert_eq!(taken(&mount), 1_899);
     mount.truncate(node, 0).unwrap();
@@ -266,7 +266,7 @@ fn zeroing_keeps_space_and_punching_and_truncating_give_it_back() {
     mount.finish();
 }
 
-/// The room is the backing store's too: a page that was set aside has its place there.
+/// The backing store reserves the space too: a reserved page has its blocks there.
 #[test]
 fn pages_punched_and_reserved_again_are_not_collected() {
     let mount = small(2_000);
@@ -288,7 +288,7 @@ fn pages_punched_and_reserved_again_are_not_collected() {
     mount.finish();
 }
 
-/// Setting space aside makes an object longer, and so does writing behind it at the same time.
+/// A reservation makes an object longer, and so does a concurrent write behind it.
 #[test]
 fn a_write_beyond_a_concurrent_reservation_persists() {
     let mount = Mount::new();

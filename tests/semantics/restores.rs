@@ -1,4 +1,4 @@
-//! Comparing snapshots, and taking a volume or one path of it back.
+//! Comparing snapshots, and restoring a volume or one path of it.
 
 use bilayer::fs::snapshots::{Change, ChangeKind, ViewError};
 use bilayer::fs::types::{DirentRef, RenameFlags};
@@ -7,7 +7,7 @@ use super::snapshots::{drop_it, overwrite, restore, take};
 use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern};
 
 pub(super) fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut lines = Vec::new();
     let each = &mut |change: Change| {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let sign = match change.kind {
@@ -17,14 +17,14 @@ pub(super) fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<St
             ChangeKind::Renamed => "R",
         };
         let from = change.from.map(|from| format!("{} -> ", text(&from)));
-        found.push(format!(
+        lines.push(format!(
             "{sign} {}{}",
             from.unwrap_or_default(),
             text(&change.path)
         ));
     };
     mount.fs.diff_views(from, to, each).unwrap();
-    found
+    lines
 }
 
 #[test]
@@ -110,9 +110,9 @@ fn the_whole_volume_is_restored() {
     mount.finish();
 }
 
-/// What is written counts at once, and also when nothing but the contents changed.
+/// A write is visible to a diff at once, also if nothing but the contents changed.
 #[test]
-fn what_was_just_written_differs() {
+fn unsynced_writes_differ() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "file");
     mount.put(node, handle, 0, &pattern(1, 0, 10_000));
@@ -176,7 +176,7 @@ fn one_path_is_restored() {
     restore(&mount, "one", Some("other"));
     assert_eq!(mount.contents(mount.at("other")), b"before");
     overwrite(&mount, "other", 0, b"after!");
-    // What was copied shares its objects; the snapshot goes, and either changes alone.
+    // The copy shares its objects; the snapshot is deleted, and either file changes alone.
     overwrite(&mount, "dir/below/large", 9, b"changed");
     drop_it(&mount, "one");
     mount.fs.finish_purge().unwrap();

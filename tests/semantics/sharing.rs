@@ -29,7 +29,7 @@ fn either_side_changes_alone() {
     for side in ["from", "to"] {
         let other = if side == "from" { "to" } else { "from" };
         let mount = shared(size);
-        // Whole chunks are links: no second object of their contents.
+        // Whole chunks are linked: their contents have no second object.
         assert!(mount.contents(mount.at(side)) == pattern(1, 0, size));
         for offset in [0, 5_000, CHUNK - 4_000, 2 * CHUNK + 1_499_000] {
             let changed = overwrite(&mount, side, offset, 2);
@@ -47,15 +47,15 @@ fn either_side_changes_alone() {
     }
 }
 
-/// A part put on top of a shared one and lost with the process must not leave the shared one
-/// writable: the other file's contents are in it.
+/// If a part above a shared one is lost with the process, the shared one must not become writable:
+/// it has the other file's contents.
 #[test]
-fn what_is_shared_stays_shared_when_the_process_ends() {
+fn shared_parts_stay_shared_when_the_process_ends() {
     let size = CHUNK;
     let mount = shared(size);
     mount.commit();
     overwrite(&mount, "to", 0, 2);
-    // The record that this commit writes knows nothing of the new part yet.
+    // The record of this commit does not contain the new part yet.
     mount.truncate(mount.at("to"), size as u64 - 10).unwrap();
     mount.commit();
     let mount = mount.kill();
@@ -66,7 +66,7 @@ fn what_is_shared_stays_shared_when_the_process_ends() {
     mount.finish();
 }
 
-/// Contents beyond the size that a crash leaves must not come to light when the file grows.
+/// Contents beyond the size that a crash leaves must not become visible when the file grows.
 #[test]
 fn a_link_beyond_the_durable_length_stays_hidden() {
     let mount = Mount::new();
@@ -129,14 +129,14 @@ fn overlap_and_kinds_are_refused() {
     assert_eq!(copy(dir, 0, file, 0), Err(Errno::EISDIR));
 }
 
-/// An error in the midst would leave the kernel's cache with what was there before.
+/// An error half-way would leave stale contents in the kernel's cache.
 #[test]
 fn a_copy_on_a_full_volume_reports_how_far_it_came() {
     let size = 2 * CHUNK;
     let mount = Mount::with(Some((size + CHUNK) as u64), quiet());
     let from = mount.file(ROOT, "from", &pattern(1, 0, size));
     let to = mount.file(ROOT, "to", b"");
-    // Not in step with chunks: nothing can be shared.
+    // Not aligned to chunks: nothing can be shared.
     let copy = |done: u64| {
         let len = size as u64 - done;
         mount.fs.copy_file_range(from, done, to, 100 + done, len)

@@ -130,7 +130,7 @@ fn nothing_in_a_snapshot_changes() {
 }
 
 #[test]
-fn the_directory_of_snapshots_takes_nothing_else() {
+fn the_directory_of_snapshots_accepts_nothing_else() {
     let mount = Mount::new();
     let fs = &mount.fs;
     let dir = mount.at(".snapshots");
@@ -214,7 +214,7 @@ fn the_directory_of_snapshots_is_listed_whole() {
 }
 
 #[test]
-fn what_is_open_keeps_its_snapshot() {
+fn an_open_file_keeps_its_snapshot() {
     let mount = Mount::new();
     mount.file(ROOT, "file", b"bytes");
     take(&mount, "one");
@@ -234,9 +234,9 @@ fn what_is_open_keeps_its_snapshot() {
     mount.finish();
 }
 
-/// Whatever the order in which views go, the others stay, and at the end nothing is left.
+/// In whichever order views are deleted, the others stay, and at the end nothing is left.
 #[test]
-fn views_go_in_any_order() {
+fn views_are_deleted_in_any_order() {
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
         let mut mount = Mount::new();
         let mut expected = Vec::new();
@@ -280,7 +280,7 @@ fn views_go_in_any_order() {
 }
 
 #[test]
-fn what_a_snapshot_holds_is_told() {
+fn the_space_of_a_snapshot_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
     take(&mount, "one");
@@ -317,7 +317,7 @@ fn what_a_snapshot_holds_is_told() {
     mount.finish();
 }
 
-/// A reservation made before a snapshot is kept after it.
+/// A reservation made before a snapshot still holds after it.
 #[test]
 fn a_reservation_survives_a_snapshot() {
     let mount = Mount::with(Some(8 << 20), crate::support::quiet());
@@ -339,7 +339,7 @@ fn a_reservation_survives_a_snapshot() {
     mount.finish();
 }
 
-/// Syncing and copying what a snapshot shows says nothing of the live file.
+/// Syncing and copying a file of a snapshot does not affect the live file.
 #[test]
 fn the_live_file_keeps_its_length_when_a_snapshot_is_synced_or_copied() {
     let mount = Mount::new();
@@ -362,9 +362,9 @@ fn the_live_file_keeps_its_length_when_a_snapshot_is_synced_or_copied() {
     mount.finish();
 }
 
-/// What is deep in a tree that was replaced has lost its name there when the restore returns.
+/// A file deep in a replaced tree has lost its name there when the restore returns.
 #[test]
-fn a_tree_that_is_replaced_goes_as_a_whole() {
+fn a_replaced_tree_is_removed_completely() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     take(&mount, "one");
@@ -379,8 +379,8 @@ fn a_tree_that_is_replaced_goes_as_a_whole() {
     mount.finish();
 }
 
-/// A file copied out of a snapshot shares its objects, also with the live file that is still the
-/// same, and neither is written over when the snapshot has gone.
+/// A file copied out of a snapshot shares its objects, also with the live file that still has the
+/// same contents. Neither is overwritten after the snapshot is deleted.
 #[test]
 fn a_copy_out_of_a_snapshot_is_a_file_of_its_own() {
     let mount = Mount::new();
@@ -400,7 +400,7 @@ fn a_copy_out_of_a_snapshot_is_a_file_of_its_own() {
     mount.finish();
 }
 
-/// Whole chunks of it are linked, which makes their source durable first: the live file under the
+/// Whole chunks of it are linked, which makes their source durable first: the live file with the
 /// same number is another one.
 #[test]
 fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
@@ -441,9 +441,10 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
     mount.finish();
 }
 
-/// The copy that a path is to become is not in the snapshot that the whole goes back to.
+/// The whole volume is restored from a snapshot while the copy that will replace one path exists,
+/// which that snapshot does not have.
 #[test]
-fn the_whole_and_one_path_go_back_one_after_the_other() {
+fn the_whole_volume_and_one_path_are_restored_in_turn() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     for number in 0..300 {
@@ -470,7 +471,7 @@ fn the_whole_and_one_path_go_back_one_after_the_other() {
 
 /// A view that is deleted while the purge of another one is under way gets a purge of its own.
 #[test]
-fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
+fn a_view_deleted_during_another_purge_leaves_nothing() {
     let mount = Mount::new();
     for name in ["one", "two"] {
         take(&mount, name);
@@ -501,10 +502,10 @@ fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
         .finish();
 }
 
-/// A restore that a power cut ended half-way is finished by the next use, and until then nothing is
-/// shown that is half of each.
+/// The next mount finishes a restore that a power cut interrupted, and never shows a mixture
+/// before.
 #[test]
-fn a_restore_that_was_cut_off_is_finished() {
+fn an_interrupted_restore_is_finished() {
     let mount = Mount::new();
     mount.file(ROOT, "file", b"before");
     take(&mount, "one");

@@ -1,4 +1,4 @@
-//! Making contents durable: what is synced, by which call, and what stays open until then.
+//! Making contents durable: what each call syncs, and which objects stay open until then.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::support::{Mount, PAGE, ROOT, format, keystore, pattern, quiet};
 /// Files of one object each.
 const FILES: usize = 100;
 
-/// What becomes of objects in a store.
+/// The expected state of objects in a store.
 #[derive(Clone, Default)]
 struct Watch {
     /// Written since their last sync.
@@ -116,7 +116,7 @@ fn many_objects_are_synced_at_once_only_where_that_proves_something() {
     }
 }
 
-/// Whoever finds all open objects unsynced waits behind everything that others have written.
+/// A writer that meets only unsynced open objects waits for the sync of all writers' data.
 #[test]
 fn half_of_the_open_objects_are_synced_before_anybody_waits() {
     const OPEN: usize = FILES + FILES / 2;
@@ -148,7 +148,7 @@ fn no_object_is_closed_before_it_is_synced() {
             let mount = mount(each_file, open_objects);
             let watch = Watch::over(&mount.store);
             write_files(&mount, 1);
-            // Every object is needed again: what was closed is opened anew.
+            // Every object is needed again: closed ones are reopened.
             for number in 0..FILES {
                 let node = mount.at(&format!("f{number}"));
                 let handle = mount.open_rw(node);
@@ -163,7 +163,7 @@ fn no_object_is_closed_before_it_is_synced() {
             let (syncs, at_once) = watch.counts();
             match each_file {
                 true => assert_eq!(at_once, 0),
-                // The bound is kept: in between some were synced to make space.
+                // The bound is respected: some objects were synced to make space.
                 false => assert!(syncs + at_once > 1, "{syncs} {at_once}"),
             }
             let mount = mount.reopen();
@@ -174,7 +174,7 @@ fn no_object_is_closed_before_it_is_synced() {
 }
 
 #[test]
-fn so_many_objects_are_open_and_no_more() {
+fn the_number_of_open_objects_is_bounded() {
     let mount = mount(true, 16);
     let watch = Watch::over(&mount.store);
     write_files(&mount, 1);
@@ -221,7 +221,7 @@ fn a_failed_sync_that_was_to_make_space_ends_writing() {
             assert!(mount.fs.usage().latched.is_some());
             mount.store.clear_faults();
             mount.fs.sync().unwrap_err();
-            // What was durable can be read, however many objects wait for a sync that never comes.
+            // Durable data can be read, however many objects wait for a sync that never succeeds.
             let node = mount.at("old");
             assert!(mount.contents(node) == pattern(9, 0, 2 * PAGE));
             let mount = mount.kill();
@@ -231,7 +231,7 @@ fn a_failed_sync_that_was_to_make_space_ends_writing() {
     }
 }
 
-/// Two flushes of one object at the same time: the kernel tells only one of them.
+/// Two concurrent flushes of one object: the kernel reports the error to only one of them.
 #[test]
 fn after_a_failed_sync_no_other_one_succeeds() {
     use bilayer::ids::{CryptoId, PageIndex, Sequence};

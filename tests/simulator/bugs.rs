@@ -29,9 +29,9 @@ pub fn find(name: &str, seeds: std::ops::Range<u64>) -> bool {
     for bug in bugs {
         plant(Some(bug));
         let found = match bug {
-            // Needs a failure other than a power cut.
+            // Found only by faults other than a power cut.
             Bug::FailedSyncForgotten => faults::find(),
-            // Needs an attacker: no power cut does this.
+            // Found only with an attacker: no power cut has this effect.
             Bug::PageUnderAnySet => forged::find(),
             _ => search(seeds.clone(), 1, false)
                 .failed

@@ -15,7 +15,7 @@ use bilayer::store::StorePath;
 use bilayer::store::faulty::{Call, CallKind, Fault, WriteUnit};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::machine::{Machine, kill, mount_fresh, options};
+use crate::machine::{Machine, Survivors, kill, mount_fresh, options, power_cut};
 use crate::panics::{Failure, caught};
 use crate::script::{COPY, DEPLOYMENT, STEPS, Script, State, check, tree};
 use crate::support::{Mount, ROOT, directory_of, try_open_volume};
@@ -190,10 +190,10 @@ fn run_scenario(call: u64, kind: Kind, states: &[State], counts: &Counts) {
         };
         let what = format!("in {:?}, {failed:?}, {met:?}", STEPS[at].what);
         let mount = begin_again(call, script.0);
-        let found = State::of(&mount);
-        check(&what, &STEPS[at], &found, pair);
+        let state = State::of(&mount);
+        check(&what, &STEPS[at], &state, pair);
         check_copy(&mount, at, failed.is_some(), states);
-        go_on(mount, &found, &what);
+        go_on(mount, &state, &what);
     });
 }
 
@@ -224,7 +224,7 @@ fn arm(mount: &Mount, call: u64, kind: Kind) -> Arc<Mutex<Option<Known>>> {
 }
 
 /// A failure must reach the caller. After a failed sync nothing is written any more, and the log
-/// says so; after any other failure the filesystem goes on, or says that it does not.
+/// says so; after any other failure the filesystem keeps working, or reports that it does not.
 fn check_report(
     script: &Script,
     failed: Option<(usize, Errno)>,
@@ -233,8 +233,8 @@ fn check_report(
     counts: &Counts,
 ) {
     let latched = script.0.fs.usage().latched;
-    let told = log.contains("read-only from now on");
-    assert_eq!(latched.is_some(), told, "the log says when writing ends");
+    let logged = log.contains("read-only from now on");
+    assert_eq!(latched.is_some(), logged, "the log says when writing ends");
     let of_data = |path: &str| path == "vol/meta" || path.starts_with("vol/objects/");
     let failed_sync = met.is_some_and(|(kind, path)| *kind == CallKind::Sync && of_data(path));
     match failed {
@@ -248,7 +248,7 @@ fn check_report(
         }
         Some((at, error)) => {
             counts.reported.fetch_add(1, Ordering::Relaxed);
-            assert!(!failed_sync, "{met:?}: {error:?}, and writing goes on");
+            assert!(!failed_sync, "{met:?}: {error:?}, and writing continues");
             let synced = script.0.fs.sync();
             assert!(synced.is_ok(), "after step {at} and {error:?}: {synced:?}");
         }
@@ -273,7 +273,13 @@ fn begin_again(call: u64, mount: Mount) -> Mount {
             assert_eq!(closed.is_ok(), latched.is_none(), "{closed:?}");
             Machine::of(mount)
         }
-        _ => crate::machine::cut(mount, (call, 0), &mut env),
+        _ => {
+            let survivors = Survivors {
+                seed: call,
+                lost_records: 0,
+            };
+            power_cut(mount, survivors, &mut env)
+        }
     };
     machine.open(&[], &mut env)
 }
@@ -308,7 +314,7 @@ fn check_copy(mount: &Mount, at: usize, failed: bool, states: &[State]) {
 
 /// The volume works normally again: it can be written to, its state persists over another mount,
 /// and when all views are deleted nothing is left of them.
-fn go_on(mount: Mount, found: &State, what: &str) {
+fn go_on(mount: Mount, before: &State, what: &str) {
     let script = Script(mount);
     assert_eq!(script.write("after", 0, &[7; 10_000]), Ok(()), "{what}");
     let mount = kill(script.0).open(
@@ -316,14 +322,14 @@ fn go_on(mount: Mount, found: &State, what: &str) {
         &mut crate::machine::Environment::new(&mut crate::stats::Stats::default()),
     );
     mount.fs.unlink(ROOT, b"after").unwrap();
-    assert!(State::of(&mount) == *found, "{what}: once more");
+    assert!(State::of(&mount) == *before, "{what}: once more");
     for kind in [ViewKind::Snapshot, ViewKind::Image] {
         for view in mount.fs.views(kind).unwrap() {
             mount.fs.delete_view(kind, &view.name).unwrap();
         }
     }
     mount.fs.finish_purge().unwrap();
-    assert!(tree(&mount, ROOT) == found.live, "{what}: after all views");
+    assert!(tree(&mount, ROOT) == before.live, "{what}: after all views");
     mount.finish();
 }
 

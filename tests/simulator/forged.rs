@@ -1,4 +1,4 @@
-//! Metadata that somebody sealed who holds a key set which the volume only reads with.
+//! Metadata sealed by the holder of a key set which the volume only reads with.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::support::{self, Mount, ROOT, forge, pattern};
 
-/// Says that forged metadata were taken for the volume's, where they were.
+/// Reports whether forged metadata was accepted as the volume's.
 pub fn find() -> Option<String> {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(1, 0, 9000));
@@ -42,10 +42,10 @@ pub fn find() -> Option<String> {
     meta.set_len(forged.len() as u64).unwrap();
     meta.write_at(&forged, 0).unwrap();
     let opened = Filesystem::open(open().unwrap(), support::quiet());
-    let found = opened
+    let accepted = opened
         .is_ok()
         .then(|| "forged metadata were mounted".to_owned());
     drop(opened);
     mount.finish();
-    found
+    accepted
 }

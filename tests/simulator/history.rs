@@ -120,7 +120,7 @@ impl History {
         }
     }
 
-    /// Notes the contents between the pieces of a copy.
+    /// Notes the contents between two pieces of a copy.
     fn note_pieces(&mut self, old: &[u8], new: &[u8], number: Number, start: usize) {
         let Some(versions) = self.files.get_mut(&number) else {
             return;
@@ -195,8 +195,8 @@ impl History {
 
     /// Compares the recovered state with the possible ones; `torn` are pages that could not be
     /// read.
-    pub fn check(&self, found: &Model, torn: &BTreeMap<Number, BTreeSet<usize>>) {
-        let paths = found.namespace();
+    pub fn check(&self, actual: &Model, torn: &BTreeMap<Number, BTreeSet<usize>>) {
+        let paths = actual.namespace();
         let names = self.names.iter().find(|names| names.paths == paths);
         let names = names.unwrap_or_else(|| {
             let last = self.names.last().map(|names| &names.paths);
@@ -205,12 +205,12 @@ impl History {
             )
         });
         let nothing = BTreeSet::new();
-        for number in found.files() {
+        for number in actual.files() {
             let versions = self.files.get(&number);
             let versions = versions.unwrap_or_else(|| panic!("file {number} is nobody's"));
             let ordered = names.ordered.get(&number).copied();
             let torn = torn.get(&number).unwrap_or(&nothing);
-            versions.check(number, &found.inode(number).data, ordered, torn);
+            versions.check(number, &actual.inode(number).data, ordered, torn);
         }
     }
 }
@@ -226,21 +226,21 @@ impl Versions {
         versions.map(|(_, version)| version).collect()
     }
 
-    fn check(&self, number: Number, found: &[u8], ordered: Option<usize>, torn: &BTreeSet<usize>) {
+    fn check(&self, number: Number, actual: &[u8], ordered: Option<usize>, torn: &BTreeSet<usize>) {
         let versions = self.possible(ordered);
         let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
-        let cut_off =
-            found.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > found.len());
+        let ends_at_a_chunk =
+            actual.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > actual.len());
         let copied = self.grown.as_ref();
-        let copied = copied.is_some_and(|grown| grown.contains(&found.len()));
+        let copied = copied.is_some_and(|grown| grown.contains(&actual.len()));
         assert!(
-            sizes.contains(&found.len()) || cut_off || copied,
+            sizes.contains(&actual.len()) || ends_at_a_chunk || copied,
             "file {number} is {} long, and was {sizes:?}",
-            found.len()
+            actual.len()
         );
-        for page in pages_touching(0..found.len()) {
+        for page in pages_touching(0..actual.len()) {
             let bytes = page_range(page);
-            let bytes = bytes.start..bytes.end.min(found.len());
+            let bytes = bytes.start..bytes.end.min(actual.len());
             if torn.contains(&page) {
                 assert!(
                     self.written.contains(&page),
@@ -250,26 +250,26 @@ impl Versions {
             }
             let known = versions
                 .iter()
-                .any(|version| is_page(version, &found[bytes.clone()], bytes.start));
+                .any(|version| is_page(version, &actual[bytes.clone()], bytes.start));
             assert!(
                 known,
                 "file {number}: page {page} of {} bytes is neither old nor new: {}",
-                found.len(),
-                told(&versions, found, bytes)
+                actual.len(),
+                describe_runs(&versions, actual, bytes)
             );
         }
     }
 }
 
 /// True if the version has these bytes there; beyond its end it has zeros.
-fn is_page(version: &[u8], found: &[u8], at: usize) -> bool {
+fn is_page(version: &[u8], actual: &[u8], at: usize) -> bool {
     let here = version.get(at..).unwrap_or_default();
-    let here = &here[..here.len().min(found.len())];
-    found.starts_with(here) && found[here.len()..].iter().all(|byte| *byte == 0)
+    let here = &here[..here.len().min(actual.len())];
+    actual.starts_with(here) && actual[here.len()..].iter().all(|byte| *byte == 0)
 }
 
-/// Beginnings of runs of zeros and others, for messages.
-fn told(versions: &[&Arc<Vec<u8>>], found: &[u8], bytes: Range<usize>) -> String {
+/// Where runs of zeros and of other bytes begin, for messages.
+fn describe_runs(versions: &[&Arc<Vec<u8>>], actual: &[u8], bytes: Range<usize>) -> String {
     let runs = |data: &[u8]| -> Vec<(usize, u8)> {
         let data = data.get(bytes.start..).unwrap_or_default();
         let data = &data[..data.len().min(bytes.len())];
@@ -277,7 +277,7 @@ fn told(versions: &[&Arc<Vec<u8>>], found: &[u8], bytes: Range<usize>) -> String
         changes.map(|i| (i, data[i])).take(6).collect()
     };
     let known: Vec<_> = versions.iter().map(|version| runs(version)).collect();
-    format!("{:?}, known are {known:?}", runs(found))
+    format!("{:?}, known are {known:?}", runs(actual))
 }
 
 /// Bytes of a page. Each chunk starts with a new page.

@@ -152,14 +152,23 @@ fn records_of(keystore: &Path) -> PathBuf {
     keystore.join("platform").join("volumes")
 }
 
+/// What a power cut leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Survivors {
+    /// Seed of the choice of what survives on the disk.
+    pub seed: u64,
+    /// Number of the newest keystore records that are lost.
+    pub lost_records: u64,
+}
+
 /// The power fails.
-pub fn cut(mount: Mount, (survivor, record): (u64, u64), env: &mut Environment<'_>) -> Machine {
-    let store = mount.store.power_cut(survivor);
+pub fn power_cut(mount: Mount, survivors: Survivors, env: &mut Environment<'_>) -> Machine {
+    let store = mount.store.power_cut(survivors.seed);
     // Only ends its threads: the store refuses everything.
     let _ = mount.fs.close();
     let (keystore, options) = (Arc::clone(&mount.keystore), mount.options.clone());
     drop(mount);
-    env.lose(&keystore, record);
+    env.lose(&keystore, survivors.lost_records);
     Machine {
         store,
         keystore,
@@ -225,8 +234,8 @@ impl Machine {
         }
     }
 
-    /// Opens the volume, which must not need help. The power fails meanwhile as often as `cuts`
-    /// says.
+    /// Opens the volume, which must not need help. The power fails during it once for each of
+    /// `cuts`.
     pub fn open(mut self, cuts: &[Again], env: &mut Environment<'_>) -> Mount {
         for cut in cuts {
             self.store.cut_at_call(self.store.calls() + cut.call);
@@ -262,7 +271,7 @@ impl Machine {
     }
 
     /// Counts everything in the closed volume again.
-    pub fn audit(&self) -> crate::support::audit::Found {
+    pub fn audit(&self) -> crate::support::audit::Totals {
         let store = self.copy_of_disk();
         crate::support::audit::audit_at(&store, &volume_path(), self.keystore.path())
     }

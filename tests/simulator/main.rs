@@ -9,7 +9,7 @@
 //! complete exists and is intact, byte for byte. On a device that tears pages, a page that was
 //! being overwritten may be lost, which is reported, and nothing else may.
 //!
-//! `tests/crash --help` describes how to run more of it.
+//! `tests/crash --help` has the options for longer runs.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -162,28 +162,28 @@ struct Searched {
 
 /// Runs these seeds on all cores, until `enough` have failed.
 fn search(seeds: Range<u64>, enough: usize, tells: bool) -> Searched {
-    let found = Mutex::new(Searched {
+    let searched = Mutex::new(Searched {
         stats: Stats::default(),
         failed: Vec::new(),
     });
     on_lanes(lanes(), seeds, |seed| {
         let outcome = attempt(&Plan::new(seed), false);
-        let found = &mut *found.lock().unwrap();
-        found.stats += outcome.run.stats;
+        let searched = &mut *searched.lock().unwrap();
+        searched.stats += outcome.run.stats;
         if let Some(failure) = outcome.failure {
             if tells {
                 println!("seed {seed}: {}: {}", failure.place, failure.message);
             }
-            found.failed.push((seed, failure));
+            searched.failed.push((seed, failure));
         }
-        found.failed.len() < enough
+        searched.failed.len() < enough
     });
-    let mut found = found.into_inner().unwrap();
-    found.failed.sort_by_key(|(seed, _)| *seed);
-    found
+    let mut searched = searched.into_inner().unwrap();
+    searched.failed.sort_by_key(|(seed, _)| *seed);
+    searched
 }
 
-/// Runs the work for each number, several at a time, until it says false.
+/// Runs the work for each number, several at a time, until it returns false.
 fn on_lanes(lanes: usize, numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(numbers.start);
     let stop = AtomicBool::new(false);

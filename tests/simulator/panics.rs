@@ -1,4 +1,4 @@
-//! Failed assertions: where they were and what they said, without noise.
+//! Failed assertions: their positions and messages, without printing them.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -17,7 +17,7 @@ thread_local! {
     static LAST: RefCell<Failure> = RefCell::default();
 }
 
-/// Has panics of threads that ask for it be kept and not printed.
+/// Installs a hook that keeps the panics of threads that request it, and does not print them.
 pub fn install() {
     let loud = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -35,7 +35,7 @@ pub fn install() {
     }));
 }
 
-/// Runs something that may panic; what it says is kept.
+/// Runs code that may panic, and keeps its message.
 pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     let before = QUIET.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(work));
@@ -43,7 +43,7 @@ pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     result
 }
 
-/// The same, with what it said.
+/// Runs code that may panic. Returns its failure.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Failure> {
     quietly(work).map_err(|_| LAST.take())
 }

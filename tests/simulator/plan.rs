@@ -12,23 +12,23 @@ use crate::support::operation::{Operation, operation, place, target, title};
 /// Operations of one round, and rounds of one scenario.
 const OPERATIONS: usize = 60;
 const ROUNDS: u64 = 3;
-/// Users of one volume at most.
+/// Maximum number of users of one volume.
 const USERS: u64 = 3;
-/// Calls of the store in which a power cut is drawn; a round's operations make about as many, some
-/// fewer.
+/// Range of calls of the store from which a power cut is drawn; the operations of a round make
+/// about as many, some fewer.
 const CALLS: u64 = 320;
-/// Calls of the store that opening a volume takes, about.
+/// Approximate number of calls of the store during an opening.
 const OPENING_CALLS: u64 = 34;
 
-/// A renaming that replaces what is there.
+/// A rename that replaces its target.
 const PLAIN: u8 = 9;
-/// Calls of the store that unmounting takes, about.
+/// Approximate number of calls of the store during an unmount.
 const UNMOUNT_CALLS: u64 = 60;
 
 /// One operation of one user.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// Stays when steps before it are taken away.
+    /// Stays the same when earlier steps are removed.
     pub number: usize,
     pub user: u8,
     pub operation: Operation,
@@ -58,7 +58,7 @@ pub struct Again {
     /// Counted from the beginning of the opening.
     pub call: u64,
     pub survivor: u64,
-    /// Which of the records that the keystore had is there; of many the newest is 0.
+    /// Index of the surviving keystore record; 0 is the newest.
     pub record: u64,
 }
 
@@ -77,14 +77,15 @@ pub struct Round {
     pub steps: Vec<Step>,
     pub cut: Cut,
     pub end: End,
-    /// Seed for what of the disk survives.
+    /// Seed of the choice of what survives on the disk.
     pub survivor: u64,
     pub record: u64,
-    /// Cuts in the openings that follow, one each.
+    /// Power cuts during the openings that follow, one each.
     pub recovery: Vec<Again>,
-    /// Then it is unmounted. The power fails in this call of it, or afterwards, or not.
+    /// Then it is unmounted. The power fails in this call of the unmount, or after it, or not at
+    /// all.
     pub unmount: Option<Unmount>,
-    /// Cuts in the openings that follow that.
+    /// Power cuts during the openings after that.
     pub reopening: Vec<Again>,
 }
 
@@ -96,7 +97,7 @@ pub struct Plan {
     pub rounds: Vec<Round>,
 }
 
-/// Kind of files.
+/// The kind of files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Small,
@@ -183,7 +184,7 @@ impl Round {
     }
 }
 
-/// In a third of the cuts the keystore's newest record was lost.
+/// In a third of the power cuts the keystore's newest record was lost.
 const fn record(draw: &mut Draw) -> u64 {
     if draw.one_in(3) { 1 + draw.below(3) } else { 0 }
 }
@@ -214,7 +215,7 @@ fn operations(seed: u64, kind: Kind) -> impl Iterator<Item = Operation> {
         2 => title().prop_map(Operation::Deploy),
         4 => target().prop_map(|file| Operation::Truncate { file, size: 0 }),
         1 => Just(Operation::Checkpoint),
-        // Commits that make no contents durable but those that they must not outrun.
+        // Commits that make only those contents durable that must precede them.
         6 => any::<u8>().prop_map(Operation::FsyncDir),
         8 => (place(), place()).prop_map(|(from, to)| Operation::Rename(from, to, PLAIN)),
         clones => cloning(),
@@ -226,7 +227,7 @@ fn operations(seed: u64, kind: Kind) -> impl Iterator<Item = Operation> {
         .filter(|operation| !matches!(operation, Operation::Reopen | Operation::Kill))
 }
 
-/// Files long enough to be linked when they are copied, their copies, and writing to both.
+/// Files long enough to be linked when they are copied, their copies, and writes to both.
 fn cloning() -> impl Strategy<Value = Operation> {
     use Operation as O;
     prop_oneof![

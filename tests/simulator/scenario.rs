@@ -7,7 +7,9 @@ use bilayer::fs::types::NodeId;
 use bilayer::store::faulty::WriteUnit;
 
 use crate::history::{History, page_range, pages_touching};
-use crate::machine::{Environment, Machine, Remembered, cut, kill, mount_fresh, options};
+use crate::machine::{
+    Environment, Machine, Remembered, Survivors, kill, mount_fresh, options, power_cut,
+};
 use crate::panics::{caught, quietly};
 use crate::plan::{Cut, End, Plan, Round, Step};
 use crate::stats::Stats;
@@ -30,7 +32,7 @@ pub struct RunOutcome {
     pub met: Vec<Option<(usize, u64)>>,
 }
 
-/// Runs a plan. Panics if an invariant is violated; `run` has what happened until then.
+/// Runs a plan. Panics if an invariant is violated; `run` has the history up to then.
 pub fn run_scenario(plan: &Plan, run: &mut RunOutcome, trace: bool) {
     let mut stats = Stats {
         seeds: 1,
@@ -98,7 +100,7 @@ fn work(
         }
         world.user = step.user;
         env.stats.operations += 1;
-        let goes_on = run_step(world, history, step, env);
+        let continues = run_step(world, history, step, env);
         env.remembered.note(world.mount());
         if store.is_cut() {
             return store
@@ -106,7 +108,7 @@ fn work(
                 .map(|call| (step.number, call.number - calls));
         }
         assert!(
-            goes_on,
+            continues,
             "an operation ended the round, and there was no cut"
         );
     }
@@ -164,11 +166,11 @@ fn run_step(
     if world.mount().fs.usage().sequence != sequence {
         history.committed_within(&before, model);
     }
-    promised(world, history, operation, target, env);
+    note_guarantees(world, history, operation, target, env);
     true
 }
 
-/// `None` if the crash happened in the middle of something that the tests themselves rely on.
+/// `None` if the crash interrupted code of the tests themselves.
 fn apply(world: &mut World, operation: &Operation) -> Option<Result<(), Mismatch>> {
     match caught(|| world.apply(operation)) {
         Ok(result) => Some(result),
@@ -181,7 +183,7 @@ fn apply(world: &mut World, operation: &Operation) -> Option<Result<(), Mismatch
 }
 
 /// Notes what a reported success guarantees.
-fn promised(
+fn note_guarantees(
     world: &World,
     history: &mut History,
     operation: &Operation,
@@ -243,7 +245,11 @@ fn end(plan: &Plan, round: &Round, mount: Mount, env: &mut Environment<'_>) -> M
         End::Power => {
             env.stats.cuts += 1;
             env.stats.torn_devices += u64::from(plan.unit == WriteUnit::Sector);
-            cut(mount, (round.survivor, round.record), env)
+            let survivors = Survivors {
+                seed: round.survivor,
+                lost_records: round.record,
+            };
+            power_cut(mount, survivors, env)
         }
     }
 }
@@ -260,14 +266,14 @@ fn look(world: &mut World, history: &mut History, unit: WriteUnit, env: &mut Env
     env.stats.views += world.kept.len() as u64;
     let mount = world.mount();
     let mut torn = Torn::new();
-    let found = read_model_by(mount, &mut |node| match unit {
+    let recovered = read_model_by(mount, &mut |node| match unit {
         WriteUnit::Page => mount.contents(node),
         WriteUnit::Sector => read_torn(mount, node, &mut torn),
     });
-    env.stats.files += found.files().len() as u64;
+    env.stats.files += recovered.files().len() as u64;
     env.stats.torn_pages += torn.values().map(|pages| pages.len() as u64).sum::<u64>();
-    env.log(|| format!("found {:?}, torn {torn:?}", found.namespace()));
-    history.check(&found, &torn);
+    env.log(|| format!("recovered {:?}, torn {torn:?}", recovered.namespace()));
+    history.check(&recovered, &torn);
     for number in torn.keys() {
         // The page is unreadable, and can be overwritten.
         mount.truncate(NodeId(*number), 0).unwrap();
@@ -304,7 +310,7 @@ fn read_torn(mount: &Mount, node: NodeId, torn: &mut Torn) -> Vec<u8> {
     bytes
 }
 
-/// Unmounts and mounts again; in between everything is counted, unless the power fails meanwhile.
+/// Unmounts and mounts again; in between everything is counted, unless the power fails.
 fn unmount(round: &Round, world: &mut World, env: &mut Environment<'_>) {
     world.open.clear();
     let mount = world.mount.take().unwrap();
@@ -324,43 +330,47 @@ fn unmount(round: &Round, world: &mut World, env: &mut Environment<'_>) {
             let call = store.cut_call().filter(|_| met);
             env.log(|| format!("the power fails when it is unmounted: {call:?}, {unmount:?}"));
             // The record of a clean unmount is written at its end.
-            let record = if closed.is_ok() { 0 } else { unmount.record };
-            cut(mount, (unmount.survivor, record), env)
+            let lost_records = if closed.is_ok() { 0 } else { unmount.record };
+            let survivors = Survivors {
+                seed: unmount.survivor,
+                lost_records,
+            };
+            power_cut(mount, survivors, env)
         }
     };
     if met {
         world.mount = Some(machine.open(&round.reopening, env));
         return;
     }
-    let found = machine.audit();
-    assert_eq!(usage.contents_bytes, found.pages * 4096, "used bytes");
-    assert_eq!(usage.inodes, found.inodes, "inodes");
+    let totals = machine.audit();
+    assert_eq!(usage.contents_bytes, totals.pages * 4096, "used bytes");
+    assert_eq!(usage.inodes, totals.inodes, "inodes");
     let mount = machine.open(&round.reopening, env);
-    mount.compare_usage(&found);
+    mount.compare_usage(&totals);
     world.mount = Some(mount);
 }
 
 /// The views after a crash must be those before or after the interrupted operation, and intact.
 fn settle_views(mount: &Mount, history: &History) -> Vec<Kept> {
-    let found = listed(mount);
+    let views = listed(mount);
     let is_one = |kept: &&Vec<Kept>| {
         let there = |kept: &Kept| {
-            let mut found = found.iter();
-            found.any(|v| (v.kind, &v.name) == (kept.kind, &kept.name))
+            let mut views = views.iter();
+            views.any(|v| (v.kind, &v.name) == (kept.kind, &kept.name))
         };
-        kept.len() == found.len() && kept.iter().all(there)
+        kept.len() == views.len() && kept.iter().all(there)
     };
     let kept = history.kept.iter().find(is_one);
     let labels = history
         .kept
         .each_ref()
         .map(|kept| kept.iter().map(Kept::label).collect::<Vec<_>>());
-    let kept = kept.unwrap_or_else(|| panic!("views {found:?}, not one of {labels:?}"));
+    let kept = kept.unwrap_or_else(|| panic!("views {views:?}, not one of {labels:?}"));
     let mut kept = kept.clone();
     for one in &mut kept {
-        let mut found = found.iter();
-        let found = found.find(|v| (v.kind, &v.name) == (one.kind, &one.name));
-        one.id = found.unwrap().id;
+        let mut views = views.iter();
+        let views = views.find(|v| (v.kind, &v.name) == (one.kind, &one.name));
+        one.id = views.unwrap().id;
         one.compare(mount);
         one.see_attributes(mount);
     }

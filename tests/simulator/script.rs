@@ -21,7 +21,7 @@ use crate::support::{Mount, PAGE, ROOT, USER, directory_of, pattern};
 /// Length of the large file, in bytes.
 const LARGE: u64 = 1_200_000;
 
-/// Where the image is deployed to.
+/// The directory to which the image is deployed.
 pub const COPY: &str = "copy";
 
 /// Files with their bytes, directories without, by path.
@@ -85,7 +85,7 @@ pub const STEPS: &[Step] = &[
     step("a clone", &["clone"], |s| {
         s.write("clone", 0, b"")?;
         let (from, to) = (s.at("d/large")?, s.at("clone")?);
-        // What stands in the way of the rest is told by the next call.
+        // An error that stops the copy half-way is reported by the next call.
         let mut done = 0;
         while done < LARGE {
             done += s.0.fs.copy_file_range(from, done, to, done, LARGE - done)?;
@@ -96,11 +96,11 @@ pub const STEPS: &[Step] = &[
         s.write("d/large", 2_000, &pattern(8, 0, 9_000))
     }),
     step("another snapshot", &[], |s| s.keep("two")),
-    step("cutting off", &["d/large"], |s| {
+    step("a truncation", &["d/large"], |s| {
         s.0.truncate(s.at("d/large")?, 30_000)?;
         s.sync()
     }),
-    step("emptying and writing anew", &["clone"], |s| {
+    step("emptying and rewriting", &["clone"], |s| {
         s.0.truncate(s.at("clone")?, 0)?;
         s.write("clone", 0, &pattern(4, 0, 40_000))
     }),
@@ -109,7 +109,7 @@ pub const STEPS: &[Step] = &[
             fs.fallocate(node, handle, 5_000, 20_000, Fallocate::PunchHole)
         })
     }),
-    step("a promise", &["clone"], |s| {
+    step("a reservation", &["clone"], |s| {
         s.change("clone", |fs, node, handle| {
             let mode = Fallocate::Allocate { keep_size: false };
             fs.fallocate(node, handle, 0, 60_000, mode)
@@ -123,19 +123,21 @@ pub const STEPS: &[Step] = &[
         let made = s.0.fs.checkpoint_now();
         made.map(|_| ()).map_err(|_| Errno::EIO)
     }),
-    step("the older snapshot goes", &[], |s| {
+    step("deleting the older snapshot", &[], |s| {
         s.drop(ViewKind::Snapshot, "one")
     }),
-    step("what it held", &[], Script::purge),
-    step("writing on", &["d/large"], |s| {
+    step("purging the older snapshot", &[], Script::purge),
+    step("more writing", &["d/large"], |s| {
         s.write("d/large", 20_000, &pattern(4, 0, 40_000))
     }),
-    step("what the timer does", &[], Script::run_maintenance),
+    step("a tick of the timer", &[], Script::run_maintenance),
     step("another name", &[], |s| {
         let renamed = s.0.fs.rename_view(ViewKind::Snapshot, "two", "three");
         renamed.map_err(|error| error.errno())
     }),
-    step("all goes back", &[], |s| s.restore("three", None)),
+    step("restoring the whole volume", &[], |s| {
+        s.restore("three", None)
+    }),
     step("moving", &["small", "d/moved"], |s| {
         s.rename("small", "d/moved")?;
         s.sync()
@@ -143,26 +145,28 @@ pub const STEPS: &[Step] = &[
     step("writing after that", &["d/large"], |s| {
         s.write("d/large", 9_000, &pattern(5, 0, 9_000))
     }),
-    step("one file goes back", &[], |s| {
+    step("restoring one file", &[], |s| {
         s.restore("three", Some("d/large"))
     }),
-    step("a directory goes back", &[], |s| {
+    step("restoring a directory", &[], |s| {
         s.restore("three", Some("d"))
     }),
     step("an image of now", &[], |s| s.image("now", None)),
-    step("the image goes", &[], |s| s.drop(ViewKind::Image, "image")),
-    step("what the image held", &[], Script::purge),
+    step("deleting the image", &[], |s| {
+        s.drop(ViewKind::Image, "image")
+    }),
+    step("purging the image", &[], Script::purge),
     step("the last writing", &["d/large"], |s| {
         s.write("d/large", 0, &pattern(6, 0, 50_000))
     }),
-    step("the last snapshot goes", &[], |s| {
+    step("deleting the last snapshot", &[], |s| {
         s.drop(ViewKind::Snapshot, "three")
     }),
-    step("what that held", &[], Script::purge),
-    step("the last image goes", &[], |s| {
+    step("purging the last snapshot", &[], Script::purge),
+    step("deleting the last image", &[], |s| {
         s.drop(ViewKind::Image, "now")
     }),
-    step("what all held", &[], Script::purge),
+    step("purging everything", &[], Script::purge),
 ];
 
 const fn step(
@@ -230,7 +234,7 @@ impl Script {
         )
     }
 
-    /// Does something with an open file, which is made first where it is not there.
+    /// Does something with an open file, which is created if missing.
     fn open<T>(
         &self,
         path: &str,
@@ -296,7 +300,7 @@ impl Script {
         made.map(|_| ()).map_err(|error| of_view(&error))
     }
 
-    /// Makes a volume of an image, in place of what an earlier attempt left.
+    /// Creates a volume from an image, and replaces the remains of an earlier attempt.
     pub fn deploy(&self, image: &str) -> Answer {
         let (store, at) = (&self.0.store, StorePath::new(COPY));
         let made = store.create_dir(&at);
@@ -329,7 +333,7 @@ impl Script {
     }
 }
 
-/// What there is after a step.
+/// The state after a step.
 #[derive(Clone, PartialEq, Eq)]
 pub struct State {
     pub live: Tree,
@@ -355,7 +359,7 @@ impl State {
         }
     }
 
-    /// Names of what there is, for messages.
+    /// Names of the files in a state, for messages.
     fn names(&self) -> String {
         let sizes = |tree: &Tree| -> Vec<String> {
             let each = tree.iter();
@@ -369,7 +373,7 @@ impl State {
 }
 
 pub fn tree(mount: &Mount, top: NodeId) -> Tree {
-    let mut found = Tree::new();
+    let mut tree = Tree::new();
     let mut queue = vec![(top, String::new())];
     while let Some((node, path)) = queue.pop() {
         for name in mount.names(node) {
@@ -377,23 +381,23 @@ pub fn tree(mount: &Mount, top: NodeId) -> Tree {
             let path = format!("{path}/{name}").trim_start_matches('/').to_owned();
             if attr.kind == FileKind::Directory {
                 queue.push((attr.node, path.clone()));
-                found.insert(path, None);
+                tree.insert(path, None);
             } else {
-                found.insert(path, Some(mount.contents(attr.node)));
+                tree.insert(path, Some(mount.contents(attr.node)));
             }
         }
     }
-    found
+    tree
 }
 
 /// Compares with the states before and after the interrupted step.
-pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &State)) {
-    let told = || {
-        let (found, before, after) = (found.names(), before.names(), after.names());
-        format!("{what}: found {found}\nbefore {before}\nafter {after}")
+pub fn check(what: &str, step: &Step, actual: &State, (before, after): (&State, &State)) {
+    let describe = || {
+        let (actual, before, after) = (actual.names(), before.names(), after.names());
+        format!("{what}: actual {actual}\nbefore {before}\nafter {after}")
     };
-    let views = [&before.views, &after.views].contains(&&found.views);
-    assert!(views, "views: {}", told());
+    let views = [&before.views, &after.views].contains(&&actual.views);
+    assert!(views, "views: {}", describe());
     if step.touches == ALL {
         return;
     }
@@ -402,7 +406,7 @@ pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &
         tree.retain(|path, _| !step.touches.contains(&path.as_str()));
         tree
     };
-    let live = others(&found.live);
+    let live = others(&actual.live);
     let same = [&before.live, &after.live].map(others).contains(&live);
-    assert!(same, "neither the one nor the other: {}", told());
+    assert!(same, "neither the one nor the other: {}", describe());
 }

@@ -32,17 +32,17 @@ pub fn attempt(plan: &Plan, trace: bool) -> Outcome {
 pub fn shrink(plan: &Plan, first: &Outcome) -> (Plan, Outcome) {
     let until = Instant::now() + EFFORT;
     let mut best = without_what_follows(plan, first);
-    let mut found = first.failure.clone();
-    let fails = |plan: &Plan, found: &mut Option<Failure>| {
+    let mut failure = first.failure.clone();
+    let fails = |plan: &Plan, failure: &mut Option<Failure>| {
         let outcome = attempt(plan, false);
         let place = |failure: &Option<Failure>| failure.as_ref().map(|f| f.place.clone());
-        let same = outcome.failure.is_some() && place(&outcome.failure) == place(found);
+        let same = outcome.failure.is_some() && place(&outcome.failure) == place(failure);
         if same {
-            *found = outcome.failure;
+            *failure = outcome.failure;
         }
         same
     };
-    if !fails(&best, &mut found) {
+    if !fails(&best, &mut failure) {
         best = plan.clone();
     }
     let mut size = best.rounds.iter().map(|round| round.steps.len()).max();
@@ -52,7 +52,7 @@ pub fn shrink(plan: &Plan, first: &Outcome) -> (Plan, Outcome) {
             if Instant::now() > until {
                 break;
             }
-            if fails(&candidate, &mut found) {
+            if fails(&candidate, &mut failure) {
                 best = candidate;
                 shorter = true;
                 break;
@@ -82,19 +82,19 @@ fn without_what_follows(plan: &Plan, outcome: &Outcome) -> Plan {
 
 /// The plan without one round, without one of the later power cuts, or without some steps.
 fn candidates(plan: &Plan, piece: usize) -> Vec<Plan> {
-    let mut found = Vec::new();
+    let mut candidates = Vec::new();
     for at in 0..plan.rounds.len() {
         let mut shorter = plan.clone();
         if plan.rounds.len() > 1 {
             shorter.rounds.remove(at);
-            found.push(shorter.clone());
+            candidates.push(shorter.clone());
             shorter = plan.clone();
         }
         let round = &mut shorter.rounds[at];
         if !round.recovery.is_empty() || !round.reopening.is_empty() {
             round.recovery.pop();
             round.reopening.pop();
-            found.push(shorter.clone());
+            candidates.push(shorter.clone());
         }
         let steps = plan.rounds[at].steps.len();
         let kept = match plan.rounds[at].cut {
@@ -110,14 +110,14 @@ fn candidates(plan: &Plan, piece: usize) -> Vec<Plan> {
                 !gone.contains(&(index - 1)) || Some(step.number) == kept
             });
             if shorter.rounds[at].steps.len() < steps {
-                found.push(shorter);
+                candidates.push(shorter);
             }
         }
     }
-    found
+    candidates
 }
 
-/// The description of a failure, for people.
+/// A readable description of a failure.
 pub fn report(plan: &Plan, (shorter, outcome): &(Plan, Outcome)) -> String {
     let none = Failure::default();
     let failure = outcome.failure.as_ref().unwrap_or(&none);

@@ -1,4 +1,4 @@
-//! What was done and looked at, counted.
+//! Counts of everything that was done and compared.
 
 use std::fmt;
 

@@ -19,7 +19,7 @@ use bilayer::fs::{AccessTimes, FilesystemOptions};
 use bilayer::store::faulty::WriteUnit;
 
 use crate::history::History;
-use crate::machine::{Environment, cut, kill, mount_fresh};
+use crate::machine::{Environment, Survivors, kill, mount_fresh, power_cut};
 use crate::panics::caught;
 use crate::plan::Draw;
 use crate::stats::Stats;
@@ -29,16 +29,16 @@ use crate::support::{Mount, PAGE, ROOT, USER, pattern, quiet};
 use crate::{on_lanes, threaded_lanes};
 
 const USERS: u64 = 3;
-/// Operations of each.
+/// Operations of each user.
 const OPERATIONS: u64 = 120;
 /// Pages of the common file.
 const PAGES: u64 = 24;
-/// Calls of the store in which the end is drawn.
+/// Range of calls of the store from which the end is drawn.
 const CALLS: u64 = 1_500;
 /// Name of the common file.
 const COMMON: &[u8] = b"common";
 
-/// Counts of one page of the common file: what was begun to be written, was written, and is
+/// Numbers of one page of the common file: the last one whose write was begun, completed, and made
 /// durable.
 #[derive(Default)]
 struct Count {
@@ -67,36 +67,36 @@ struct User {
     doubt: Option<Vec<u8>>,
 }
 
-/// What the snapshot thread knows of its snapshots.
+/// The snapshots that the snapshot thread has taken.
 #[derive(Default)]
 struct Snapshots {
     kept: BTreeMap<String, Bounds>,
-    /// A snapshot that may or may not exist.
+    /// A snapshot that may exist.
     doubt: Option<(String, Bounds)>,
 }
 
-/// Runs that many scenarios. True if nothing was found.
+/// Runs this many scenarios. True if nothing was found.
 pub fn run(scenarios: u64) -> bool {
     let begin = std::time::Instant::now();
-    let found = std::sync::Mutex::new((Stats::default(), 0u64));
+    let progress = std::sync::Mutex::new((Stats::default(), 0u64));
     on_lanes(threaded_lanes(), 0..scenarios, |seed| {
         let mut stats = Stats {
             seeds: 1,
             ..Stats::default()
         };
         let result = caught(|| run_scenario(seed, &mut stats));
-        let found = &mut *found.lock().unwrap();
-        found.0 += stats;
+        let progress = &mut *progress.lock().unwrap();
+        progress.0 += stats;
         if let Err(failure) = result {
-            found.1 += 1;
+            progress.1 += 1;
             println!(
                 "threads, seed {seed}: {}: {}",
                 failure.place, failure.message
             );
         }
-        found.1 < 3
+        progress.1 < 3
     });
-    let (stats, failures) = found.into_inner().unwrap();
+    let (stats, failures) = progress.into_inner().unwrap();
     let secs = begin.elapsed().as_secs();
     println!("simulator: {USERS} users at the same time: {stats}: {failures} failures, {secs} s");
     failures == 0
@@ -132,14 +132,18 @@ fn run_scenario(seed: u64, stats: &mut Stats) {
     let (snapshots, operations) = work(&common, &mut users, &seeds);
     stats.operations += operations;
     let counts = common.counts;
-    let (kills, survivor) = (draw.one_in(4), draw.next());
+    let (kills, seed) = (draw.one_in(4), draw.next());
     let mut env = Environment::new(stats);
     let machine = if kills {
         env.stats.kills += 1;
         kill(mount)
     } else {
         env.stats.cuts += 1;
-        cut(mount, (survivor, 0), &mut env)
+        let survivors = Survivors {
+            seed,
+            lost_records: 0,
+        };
+        power_cut(mount, survivors, &mut env)
     };
     let mount = machine.open(&[], &mut env);
     look(&mount, &mut users, &counts, &snapshots, env.stats);
@@ -156,8 +160,7 @@ fn options() -> FilesystemOptions {
     }
 }
 
-/// Runs all users until the power fails. Returns what is known of the snapshots, and the number of
-/// operations.
+/// Runs all users until the power fails. Returns the known snapshots and the number of operations.
 fn work(common: &Common<'_>, users: &mut [User], seeds: &[u64]) -> (Snapshots, u64) {
     let done = AtomicU64::new(0);
     let failed = std::sync::Mutex::new(Vec::new());
@@ -287,27 +290,27 @@ impl User {
 
     /// Compares the user's directory with the model.
     fn look(&mut self, mount: &Mount, stats: &mut Stats) {
-        let mut found = Model::new();
+        let mut recovered = Model::new();
         for name in mount.names(self.directory) {
             let attr = mount.lookup(self.directory, name.as_bytes()).unwrap();
             let number: Number = attr.node.0;
-            if found.inodes.contains_key(&number) {
-                found.link(number, 1, name.as_bytes()).unwrap();
+            if recovered.inodes.contains_key(&number) {
+                recovered.link(number, 1, name.as_bytes()).unwrap();
                 continue;
             }
             let mut inode = Inode::new(attr.kind, attr.perm);
             inode.data = Arc::new(mount.contents(attr.node));
-            found.make(1, name.as_bytes(), number, inode);
+            recovered.make(1, name.as_bytes(), number, inode);
             stats.files += 1;
         }
         let made = self.doubt.as_ref();
-        let made = made.and_then(|name| Some((name, found.entry(1, name).ok()?)));
+        let made = made.and_then(|name| Some((name, recovered.entry(1, name).ok()?)));
         if let Some((name, number)) = made {
             let inode = Inode::new(FileKind::Regular, 0o640);
             self.model.make(1, name, number, inode);
             self.history.note(&self.model);
         }
-        self.history.check(&found, &BTreeMap::new());
+        self.history.check(&recovered, &BTreeMap::new());
     }
 }
 
@@ -371,7 +374,7 @@ impl Common<'_> {
 }
 
 impl Snapshots {
-    /// Takes and deletes snapshots, until the power fails or there were enough.
+    /// Takes and deletes snapshots, until the power fails or there are enough.
     fn work(&mut self, common: &Common<'_>, draw: &mut Draw) {
         for turn in 0..OPERATIONS / 8 {
             std::thread::sleep(Duration::from_micros(draw.below(4_000)));

@@ -1,4 +1,4 @@
-//! Taking files of other stores.
+//! Adopting files of other stores.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -91,7 +91,7 @@ fn views_of_a_store_are_looked_through() {
         assert_eq!(inner.as_deref(), Some(&b"bytes"[..]));
         assert_eq!(a.info(&path("file")).unwrap().links, 2);
         assert_eq!(store.adopt(&b, &to, &path("top")).unwrap(), Adopted::Linked);
-        // The rest of a store, by a view.
+        // The rest of a store, through a view of it.
         a.link(&path("file"), &path("second")).unwrap();
         a.rename(&path("second"), &path("third")).unwrap();
         a.sync_dir(&StorePath::root()).unwrap();
@@ -166,7 +166,7 @@ fn across_filesystems_it_is_a_copy() {
     assert_eq!(contents(&target, "file"), Some(sparse()));
 }
 
-/// ext4 gives a file 65 000 links; other filesystems have more than are tried.
+/// ext4 permits 65 000 links to a file; other filesystems permit more than the test tries.
 #[test]
 fn when_links_run_out_it_is_a_copy() {
     const TRIED: u32 = 65_100;

@@ -1,4 +1,4 @@
-//! What holds for every implementation.
+//! Rules for every implementation.
 
 use bilayer::errno::Errno;
 use bilayer::store::directory::DirectoryStore;
@@ -57,7 +57,7 @@ fn a_directory_is_no_file() {
 }
 
 #[test]
-fn the_root_is_nobodys_to_change() {
+fn the_root_cannot_be_changed() {
     on_all(|store| {
         let root = StorePath::root();
         create(store, "f", b"");
@@ -97,7 +97,7 @@ fn reads_stop_at_the_end_and_holes_are_zeros() {
 }
 
 #[test]
-fn cutting_and_growing_leaves_zeros() {
+fn truncating_and_growing_leaves_zeros() {
     on_all(|store| {
         let file = create(store, "a", &[1; 9000]);
         file.set_len(4100).unwrap();

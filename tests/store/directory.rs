@@ -1,4 +1,4 @@
-//! What only the directory store does: nothing but plain files, nothing outside the directory.
+//! Rules for the directory store alone: only plain files, and nothing outside the directory.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -43,7 +43,7 @@ fn symbolic_links_are_never_followed() {
     let left: Vec<_> = fs::read_dir(outside.path()).unwrap().collect();
     assert_eq!(left.len(), 1);
 
-    // A hard link to a symbolic link is one to the link itself.
+    // A hard link to a symbolic link is a link to the symbolic link itself.
     store.link(&path("file"), &path("copy")).unwrap();
     assert_eq!(store.info(&path("copy")).unwrap().kind, EntryKind::Other);
 }

@@ -1,4 +1,4 @@
-//! What only the faulty store does: the model of what a power cut leaves, and faults.
+//! Rules for the faulty store alone: its model of what a power cut leaves, and faults.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{assert_errno, contents, create, names, path};
 
 const SEEDS: u64 = 300;
 
-/// Everything that the store may look like after a cut, as `look` sees it.
+/// All possible states of the store after a power cut, as `look` sees them.
 fn outcomes<T: Ord>(store: &FaultyStore, look: impl Fn(&FaultyStore) -> T) -> BTreeSet<T> {
     (0..SEEDS).map(|seed| look(&store.survivor(seed))).collect()
 }
@@ -36,7 +36,7 @@ fn set(items: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_was_synced_survives_every_cut() {
+fn synced_data_survives_every_power_cut() {
     let store = FaultyStore::new();
     store.create_dir(&path("objects")).unwrap();
     store.sync_dir(&StorePath::root()).unwrap();
@@ -108,7 +108,7 @@ fn lengths_are_old_or_new() {
     file.write_at(&[2; 100], 20_000).unwrap();
     let seen = outcomes(&store, |store| {
         let bytes = contents(store, "a").unwrap();
-        // What a longer length shows is old, cut away, or new: never anything else.
+        // The bytes that a longer length shows are old, zero, or new: never anything else.
         assert!(bytes.iter().all(|&b| b <= 2));
         bytes.len()
     });
@@ -174,7 +174,7 @@ fn a_rename_across_directories_never_loses_both_names() {
         places.concat().join(" ")
     };
     assert_eq!(outcomes(&store, look), set(&["a", "a b", "b"]));
-    // The old directory alone: its removal takes the new name along.
+    // Only the old directory was synced: its removal includes the new name.
     let other = store.survivor(0);
     assert_eq!(look(&other), look(&store.survivor(0)), "seeds repeat");
     store.sync_dir(&path("d")).unwrap();
@@ -182,7 +182,7 @@ fn a_rename_across_directories_never_loses_both_names() {
 }
 
 #[test]
-fn what_was_moved_out_of_a_removed_directory_is_somewhere() {
+fn a_file_moved_out_of_a_removed_directory_survives() {
     let store = FaultyStore::new();
     for name in ["d", "e"] {
         store.create_dir(&path(name)).unwrap();
@@ -279,7 +279,7 @@ fn a_cut_falls_into_the_call() {
 }
 
 #[test]
-fn a_cut_in_a_sync_promises_nothing() {
+fn a_cut_in_a_sync_guarantees_nothing() {
     let store = store_with_durable_file(WriteUnit::Page);
     let file = store.open(&path("a"), OpenMode::ReadWrite).unwrap();
     file.write_at(&[2; 4096], 0).unwrap();

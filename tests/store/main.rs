@@ -1,4 +1,4 @@
-//! The backing store: one set of rules for all implementations, then what only one of them does.
+//! The backing store: one set of rules for all implementations, then the rules for each of them.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod adopt;
@@ -22,7 +22,7 @@ fn create(store: &dyn Store, name: &str, bytes: &[u8]) -> Arc<dyn StoreFile> {
     file
 }
 
-/// All bytes, or `None` when there is no such file.
+/// All bytes, or `None` if there is no such file.
 fn contents(store: &dyn Store, name: &str) -> Option<Vec<u8>> {
     let file = store.open(&path(name), OpenMode::Read).ok()?;
     let len = usize::try_from(file.len().unwrap()).unwrap();

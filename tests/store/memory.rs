@@ -1,4 +1,4 @@
-//! What only the memory store does.
+//! Rules for the memory store alone.
 
 use bilayer::errno::Errno;
 use bilayer::store::faulty::{FaultyOptions, FaultyStore};
@@ -26,7 +26,7 @@ fn a_clone_is_the_same_tree_and_a_snapshot_another() {
     assert_eq!(contents(&store, "a").unwrap(), [2; 10_000]);
 }
 
-fn room_ends(store: &dyn Store) {
+fn check_space_ends(store: &dyn Store) {
     let first = create(store, "a", &[1; 8192]);
     let second = create(store, "b", b"");
     assert_errno(second.write_at(&[2; 12_288], 0), Errno::ENOSPC);
@@ -34,7 +34,7 @@ fn room_ends(store: &dyn Store) {
     assert_eq!(second.len().unwrap(), 0);
     second.write_at(&[2; 8192], 0).unwrap();
     assert_eq!(store.space().unwrap().free_bytes, 0);
-    // What is there may be written again; nothing may be added.
+    // Existing bytes may be overwritten; nothing may be added.
     second.write_at(&[3; 8192], 0).unwrap();
     assert_errno(second.write_at(&[2], 8192), Errno::ENOSPC);
     first.punch(0, 4096).unwrap();
@@ -46,22 +46,22 @@ fn room_ends(store: &dyn Store) {
 }
 
 #[test]
-fn room_ends_and_comes_back() {
+fn space_ends_and_comes_back() {
     let store = MemoryStore::with_capacity_bytes(16_384);
-    room_ends(&store);
+    check_space_ends(&store);
     assert_eq!(store.space().unwrap().free_bytes, 16_384);
 
     let store = FaultyStore::with_options(FaultyOptions {
         capacity_bytes: Some(16_384),
         ..FaultyOptions::default()
     });
-    room_ends(&store);
+    check_space_ends(&store);
     store.sync_all().unwrap();
     assert_eq!(store.space().unwrap().free_bytes, 16_384);
 }
 
 #[test]
-fn a_file_without_a_name_keeps_its_room_until_it_is_closed() {
+fn a_file_without_a_name_keeps_its_space_until_it_is_closed() {
     let store = MemoryStore::with_capacity_bytes(4096);
     let file = create(&store, "a", &[1; 10]);
     store.unlink(&path("a")).unwrap();

@@ -1,4 +1,4 @@
-//! How everything is made durable: at once where that proves something, else file by file.
+//! How everything is made durable: at once if that proves something, otherwise file by file.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,11 +16,11 @@ use bilayer::store::{Adopted, Store, StoreFile, StorePath, SyncPolicy};
 
 use crate::{contents, create, path};
 
-/// Something mounted, until it goes.
+/// A mount; removed on drop.
 struct Mounted(PathBuf);
 
 impl Mounted {
-    /// `None`, after saying so, where this test may not mount.
+    /// `None`, after a message, if this test may not mount.
     fn new(arguments: &[&str], at: &Path) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: mounting needs root");
@@ -43,7 +43,7 @@ impl Drop for Mounted {
     }
 }
 
-/// The type of the filesystem at a path, by another way than the program's.
+/// The type of the filesystem at a path, determined independently of the program.
 fn type_of(dir: &Path) -> String {
     let mut command = std::process::Command::new("stat");
     let said = command.args(["-f", "-c", "%T"]).arg(dir).output().unwrap();
@@ -72,9 +72,9 @@ fn the_type_of_the_backing_filesystem_decides() {
     }
 }
 
-/// Not that of the path, which may be covered, nor that of its first directory.
+/// Not the type of the path, which may be covered, nor that of its first directory.
 #[test]
-fn a_bind_mount_is_what_it_shows() {
+fn a_bind_mount_has_the_type_of_its_filesystem() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bound = dir.path().join("bound");
     fs::create_dir(&bound).unwrap();
@@ -101,7 +101,7 @@ fn a_bind_mount_is_what_it_shows() {
     drop(here);
 }
 
-/// What is mounted in a volume's directory is not reached by a `syncfs` of it.
+/// A `syncfs` of a volume's directory does not reach a filesystem that is mounted inside it.
 #[test]
 fn a_volume_on_two_filesystems_is_synced_file_by_file() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -125,7 +125,7 @@ fn a_volume_on_two_filesystems_is_synced_file_by_file() {
     }
 }
 
-/// How often calls of a kind were made; none fails.
+/// The number of calls of each kind; none fails.
 fn count(store: &FaultyStore, kind: CallKind) -> Arc<AtomicUsize> {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
@@ -195,9 +195,9 @@ fn a_file_that_cannot_be_synced_is_an_error() {
     store.sync_all().unwrap_err();
 }
 
-/// Its descriptor is closed on return, so a failed write would not be reported any more.
+/// The descriptor is closed on return, so a failed write would not be reported any more.
 #[test]
-fn what_is_copied_is_durable_where_each_file_is_synced() {
+fn copied_files_are_durable_if_each_file_is_synced() {
     for each_file in [false, true] {
         let from = MemoryStore::new();
         create(&from, "a", &[7; 9000]);
@@ -222,7 +222,7 @@ fn what_is_copied_is_durable_where_each_file_is_synced() {
 }
 
 #[test]
-fn a_call_that_is_stalled_keeps_nobody_else() {
+fn a_stalled_call_blocks_no_other() {
     let store = FaultyStore::new();
     let file: Arc<dyn StoreFile> = create(&store, "a", b"");
     let stall = store.stall_when(|kind, at| kind == CallKind::Write && at.as_str() == "a");

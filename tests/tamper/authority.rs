@@ -37,7 +37,7 @@ fn read_only(keys: &KeyRing) -> &Arc<KeySet> {
     others.next().expect("a set that is only read with")
 }
 
-/// Under which set a page of an object says that it is sealed.
+/// The epoch that a page of an object states.
 fn epoch_of(page: &[u8]) -> Option<Epoch> {
     let bytes = page.get(44..48)?.first_chunk()?;
     Some(Epoch(u32::from_le_bytes(*bytes)))
@@ -85,7 +85,7 @@ fn pages_under_a_read_only_set(state: &State, keyed: &Keyed) -> Vec<Case> {
     cases
 }
 
-/// The whole of `meta`, an empty tree that anybody may write to, sealed by the holder of a
+/// The whole of `meta`, with an empty tree that anybody may write to, sealed by the holder of a
 /// read-only set and newer than any.
 fn meta_under_a_read_only_set(keyed: &Keyed) -> Case {
     let bytes = forge::meta_of_an_empty_tree(read_only(&keyed.keys), keyed.meta, NEWEST);
@@ -101,7 +101,7 @@ fn superblock(what: &str, change: &'static str, bytes: Vec<u8>) -> Case {
     case("volume.json", change, what.to_owned(), edits)
 }
 
-/// Active sets of the attacker's own, wrapped as the victim's machine unwraps them.
+/// Active sets of the attacker's own, wrapped so that the victim's machine unwraps them.
 fn superblocks_with_a_foreign_active_set(victim: &Victim, state: &State) -> Vec<Case> {
     const CHANGE: &str = "foreign active set";
     let contents = forge::contents_of(&state.files["volume.json"]);
@@ -206,7 +206,7 @@ fn a_holder_of_a_read_only_set_can_seal_nothing_new() {
         let mut cases = pages_under_a_read_only_set(state, &keyed);
         cases.push(meta_under_a_read_only_set(&keyed));
         if name != "closed" {
-            // Without its newest slot the database is as the commit before left it.
+            // Without its newest slot the database has the state of the previous commit.
             matrix::page_0_may_be_torn(&mut cases);
         }
         let table = run(&DEPLOYED, of, cases);
@@ -222,7 +222,7 @@ fn a_holder_of_a_read_only_set_can_seal_nothing_new() {
     }
 }
 
-/// Checkpoints are not looked at while the volume is whole.
+/// Checkpoints are not read while the volume is whole.
 #[test]
 fn checkpoints_under_a_read_only_set_change_nothing() {
     let state = &CHECKPOINTED.closed;

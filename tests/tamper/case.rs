@@ -1,4 +1,4 @@
-//! One case: a volume, changed; what is found in it; whether that may be.
+//! One case: a modified volume, what is read from it, and whether that is permitted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,22 +12,23 @@ use bilayer::fs::types::WriteFlags;
 use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::log;
-use crate::pieces::{self, Found, Held, Piece, SCRATCH};
+use crate::pieces::{self, Held, Piece, Readings, SCRATCH};
 use crate::support::{ROOT, USER, pattern};
 use crate::table::{Outcome, Table};
 use crate::victim::{self, Keystore, State, Victim};
 
 /// A case that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of so many cases one opens the volume again after it was used.
+/// One in this many cases opens the volume again after it was used.
 const AGAIN_EVERY: usize = 4;
 
-/// Bytes of a page with what belongs to it, from one page to the next, and those that count.
+/// The size of a page with everything that belongs to it, the distance between two pages, and the
+/// bytes that are authenticated.
 pub const META_STRIDE: usize = 4608;
 pub const META_PAGE: usize = 4160;
 pub const OBJECT_STRIDE: usize = 4096;
 
-/// The metadata, or a checkpoint of them.
+/// The metadata, or a checkpoint of it.
 pub fn is_meta(path: &str) -> bool {
     path == "meta" || (path.starts_with("checkpoints") && !path.ends_with(".json"))
 }
@@ -40,21 +41,21 @@ pub fn stride(path: &str) -> usize {
     }
 }
 
-/// What is done to a file.
+/// A change of a file.
 #[derive(Clone)]
 pub enum Edit {
-    /// Bytes are put there.
+    /// These bytes are written there.
     Write {
         path: String,
         at: usize,
         bytes: Vec<u8>,
     },
-    /// It is cut, or grows by zeros.
+    /// It is truncated, or extended with zeros.
     Len {
         path: String,
         len: usize,
     },
-    /// It is another one.
+    /// It is replaced by another file.
     Whole {
         path: String,
         bytes: Vec<u8>,
@@ -74,7 +75,7 @@ impl Edit {
         }
     }
 
-    /// True when a slot of the first page of `meta` is not as it was.
+    /// True if a slot of the first page of `meta` was changed.
     pub fn touches_page_0(&self) -> bool {
         let (Self::Write { path, at, .. } | Self::Len { path, len: at }) = self else {
             return self.path() == "meta";
@@ -89,7 +90,7 @@ impl Edit {
             Self::Write { at, bytes, .. } => file().write_at(bytes, *at as u64).expect("write"),
             Self::Len { len, .. } => file().set_len(*len as u64).expect("set the length"),
             Self::Whole { bytes, .. } => {
-                file().set_len(0).expect("cut");
+                file().set_len(0).expect("set_len");
                 file().write_at(bytes, 0).expect("write");
             }
             Self::Remove { .. } => store.unlink(&path).expect("unlink"),
@@ -97,41 +98,41 @@ impl Edit {
     }
 }
 
-/// What may come out besides what is stored.
+/// Contents that may be read besides the stored ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stale {
     Nothing,
-    /// What was stored there before.
+    /// Earlier contents.
     Older,
-    /// What a copy of the volume has stored there.
+    /// Contents of a copy of the volume.
     OtherHistory,
 }
 
 /// A volume that is changed.
 pub struct Case {
-    /// What is changed: a row of the table.
+    /// The kind of file that is changed: a row of the table.
     pub of: String,
-    /// How: the other half of it.
+    /// The kind of change: a column of the table.
     pub change: &'static str,
-    /// Exactly what.
+    /// The exact change.
     pub what: String,
     pub edits: Vec<Edit>,
     pub stale: Stale,
-    /// What else is not as it was, beside the files that belong to the volume.
+    /// Other changes, beside those of the volume's files.
     pub names: Vec<String>,
 }
 
-/// Pages that are not as they were, by file.
+/// Pages that were changed, by file.
 pub type Changed = BTreeMap<String, BTreeSet<u64>>;
 
-/// What is seen of a volume: once, and once more after it was used.
+/// What a reader sees of a volume: once, and once more after it was used.
 struct Seen {
-    /// The message of who could not open it.
+    /// The error if it could not be opened.
     refused: Option<String>,
-    found: Vec<Found>,
+    readings: Vec<Readings>,
 }
 
-/// Tries all cases on copies of the volume as `state` has it, on all processors.
+/// Tries all cases on copies of the volume in `state`, on all CPUs.
 pub fn run(victim: &Arc<Victim>, state: fn(&Victim) -> &State, cases: Vec<Case>) -> Table {
     let queue = Mutex::new(cases.into_iter().enumerate());
     let table = Mutex::new(Table::default());
@@ -191,26 +192,26 @@ pub fn attempt(
 
 /// Opens the volume, reads everything, changes something, closes it.
 fn examine(store: &Arc<dyn Store>, keystore: &Keystore, victim: &Victim, again: bool) -> Seen {
-    let mut found = Vec::new();
+    let mut readings = Vec::new();
     for _ in 0..=usize::from(again) {
         let fs = match victim::open(Arc::clone(store), keystore, victim.checkpoints) {
             Ok(fs) => fs,
-            // It was reported during the use that it does not open any more.
-            Err(_) if !found.is_empty() => break,
+            // The use has already reported that it does not open any more.
+            Err(_) if !readings.is_empty() => break,
             Err(error) => {
                 let refused = Some(error);
-                return Seen { refused, found };
+                return Seen { refused, readings };
             }
         };
-        found.push(pieces::look(&fs, &victim.held));
+        readings.push(pieces::look(&fs, &victim.held));
         let _ = make_something(&fs);
         let _ = fs.close();
     }
     let refused = None;
-    Seen { refused, found }
+    Seen { refused, readings }
 }
 
-/// It must bear being used, too.
+/// It must be usable, too.
 fn make_something(fs: &Filesystem) -> Result<(), Errno> {
     let scratch = fs.lookup(ROOT, SCRATCH.as_bytes())?.node;
     let (attr, handle) = match fs.create(&USER, scratch, b"new", 0o644, libc::O_RDWR) {
@@ -229,7 +230,7 @@ fn make_something(fs: &Filesystem) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Which pages differ from what they were, as the store shows them now.
+/// Pages that differ from the original ones, as the store shows them now.
 pub fn changed(state: &State, store: &dyn Store, edits: &[Edit]) -> Changed {
     let edited = |path: &str| edits.is_empty() || edits.iter().any(|edit| edit.path() == path);
     let mut changed = Changed::new();
@@ -258,14 +259,14 @@ pub fn changed(state: &State, store: &dyn Store, edits: &[Edit]) -> Changed {
 
 fn read(store: &dyn Store, path: &str) -> Option<Vec<u8>> {
     let file = store.open(&StorePath::new(path), OpenMode::Read).ok()?;
-    // Holes of a terabyte are no contents.
+    // Holes of a terabyte contain nothing.
     let mut bytes = vec![0; file.len().ok()?.min(16 << 20) as usize];
     let read = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(read);
     Some(bytes)
 }
 
-/// Says what came of it, and why.
+/// Classifies the outcome, with the reason.
 fn judge(
     victim: &Victim,
     state: &State,
@@ -285,8 +286,8 @@ fn judge(
         return (outcome, said);
     }
     let expected = expected_errors(state, changed);
-    let of_piece = |(piece, found): (&Piece, &Result<Vec<u8>, Errno>)| {
-        let outcome = match found {
+    let of_piece = |(piece, reading): (&Piece, &Result<Vec<u8>, Errno>)| {
+        let outcome = match reading {
             Ok(bytes) => of_bytes(victim, case, changed, piece, bytes),
             Err(errno) => of_error(victim, case, changed, piece, *errno, log),
         };
@@ -299,22 +300,22 @@ fn judge(
             }
             (_, outcome) => outcome,
         };
-        (outcome, format!("{piece:?} {}\n{log}", shown(found)))
+        (outcome, format!("{piece:?} {}\n{log}", shown(reading)))
     };
-    let all = seen.found.iter().flatten().map(of_piece);
+    let all = seen.readings.iter().flatten().map(of_piece);
     let worst = all.max_by_key(|(outcome, _)| *outcome);
     worst.unwrap_or((Outcome::Right, String::new()))
 }
 
-fn shown(found: &Result<Vec<u8>, Errno>) -> String {
-    match found {
+fn shown(reading: &Result<Vec<u8>, Errno>) -> String {
+    match reading {
         Ok(bytes) if bytes.len() < 200 => String::from_utf8_lossy(bytes).into_owned(),
         Ok(bytes) => format!("{} bytes", bytes.len()),
         Err(errno) => format!("{errno:?}"),
     }
 }
 
-/// The pieces that cannot be read, where nothing but objects was changed.
+/// The pieces that cannot be read, if nothing but objects was changed.
 fn expected_errors(state: &State, changed: &Changed) -> Option<BTreeSet<Piece>> {
     let objects_only = changed
         .keys()
@@ -371,12 +372,12 @@ fn of_error(
     }
 }
 
-/// True when pages of the metadata are of different times.
+/// True if pages of the metadata are from different commits.
 fn is_mixed(case: &Case, changed: &Changed) -> bool {
     case.stale != Stale::Nothing && changed.contains_key("meta")
 }
 
-/// True when of what was stored there something is left out: names of a directory, or all bytes.
+/// True if part of what was stored there is missing: names of a directory, or all bytes.
 fn is_less(victim: &Victim, piece: &Piece, bytes: &[u8]) -> bool {
     if !piece.item.ends_with('/') {
         return is_of_file(piece) && bytes.iter().all(|byte| *byte == 0);
@@ -399,10 +400,10 @@ fn is_of_file(piece: &Piece) -> bool {
     !piece.item.ends_with(['#', '/', '>']) && !piece.item.contains('@')
 }
 
-/// True when the piece held this at some time, or would have, had the file been cut or had it grown
-/// then: pages and sizes are in different places.
+/// True if the piece had these contents at some time, or would have had them if the file had been
+/// truncated or extended then: pages and sizes are stored in different places.
 fn was_stored(history: &[Held], piece: &Piece, bytes: &[u8]) -> bool {
-    // The snapshot shows what was there live.
+    // The snapshot shows contents that were live.
     let live = piece.item.strip_prefix(pieces::SNAPSHOT).map(|item| Piece {
         item: item.trim_start_matches('/').to_owned(),
         number: piece.number,
@@ -428,7 +429,7 @@ fn is_named(path: &str, said: &str) -> bool {
             let mut words = said.split(|c: char| !c.is_alphanumeric());
             words.any(|word| word == "meta" || word == "metadata")
         }
-        // Who puts another volume's there has a volume whose metadata are not its own.
+        // With another volume's superblock it is a volume whose metadata belongs to another.
         "volume.json" => said.contains(path) || said.contains("the metadata file of the volume"),
         path => path
             .rsplit('/')

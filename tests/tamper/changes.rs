@@ -1,4 +1,4 @@
-//! Everything that can be done to a page and to a file.
+//! All changes of a page and of a file.
 
 use crate::case::{Case, Edit, META_PAGE, Stale, is_meta, stride};
 use crate::victim::{Files, Foreign, State, Victim};
@@ -14,12 +14,12 @@ const HEADER: [(&str, usize, usize); 6] = [
 ];
 const PAYLOAD: usize = 64;
 
-/// How many of the changes are made.
+/// How many of the changes are tried.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     /// One bit of each field of each page.
     All,
-    /// One bit of each page, fields taking turns.
+    /// One bit of each page, fields in turn.
     Some,
     /// Every bit of the header, one of each byte of the payload.
     Full,
@@ -30,7 +30,7 @@ pub enum Extent {
 struct Page<'a> {
     files: &'a Files,
     path: &'a str,
-    /// Counted in the file.
+    /// Its position in the file.
     index: usize,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// The row of the table that a page counts in.
+/// The row of the table to which a page belongs.
 fn sort(path: &str, index: usize) -> String {
     let sort = match path {
         "meta" if index < 2 => "meta, page 0",
@@ -84,7 +84,7 @@ fn sort(path: &str, index: usize) -> String {
     sort.to_owned()
 }
 
-/// Pages that hold something, and one of a hundred of those that do not.
+/// Pages that are not empty, and one in a hundred of those that are.
 fn pages(files: &Files) -> Vec<Page<'_>> {
     let mut pages = Vec::new();
     for (path, bytes) in files.iter().filter(|(path, _)| is_sealed(path)) {
@@ -102,7 +102,7 @@ fn is_sealed(path: &str) -> bool {
     is_meta(path) || path.starts_with("objects")
 }
 
-/// Bytes that nobody could foresee, the same in every run.
+/// Unpredictable bytes, the same in every run.
 fn noise(len: usize, seed: usize) -> Vec<u8> {
     let mut state = seed as u64 | 1;
     let mut next = || {
@@ -161,7 +161,7 @@ fn exchanges(all: &[Page<'_>], number: usize) -> Vec<Case> {
     let same_file = others
         .clone()
         .find(|other| other.path == page.path && other.index != page.index);
-    // The same place of another file, or where no other has that, any.
+    // The same position in another file, or any other position if no file has that.
     let elsewhere = others.clone().filter(|other| other.path != page.path);
     let same_place = elsewhere
         .clone()
@@ -182,7 +182,7 @@ fn exchanges(all: &[Page<'_>], number: usize) -> Vec<Case> {
     cases
 }
 
-/// What is done to a page by itself.
+/// Changes of a page by itself.
 pub fn of_pages(state: &State, extent: Extent) -> Vec<Case> {
     let all = pages(&state.files);
     let mut cases = Vec::new();
@@ -192,18 +192,21 @@ pub fn of_pages(state: &State, extent: Extent) -> Vec<Case> {
         cases.push(page.case("zeros", vec![page.put(vec![0; len])]));
         cases.push(page.case("random bytes", vec![page.put(noise(len, number + 77))]));
         cases.extend(exchanges(&all, number));
-        let cut = |len| {
+        let set_len = |len| {
             let path = page.path.to_owned();
             vec![Edit::Len { path, len }]
         };
-        cases.push(page.case("file cut before the page", cut(page.start())));
+        cases.push(page.case("file truncated before the page", set_len(page.start())));
         let within = [1, 64, 100, 512, len - 1][number % 5].min(len - 1);
-        cases.push(page.case("file cut within the page", cut(page.start() + within)));
+        cases.push(page.case(
+            "file truncated within the page",
+            set_len(page.start() + within),
+        ));
     }
     cases
 }
 
-/// Pages and files of other volumes, put into the same place.
+/// Pages and files of other volumes, at the same position.
 pub fn of_others(victim: &Victim, state: &State) -> Vec<Case> {
     let mut cases = Vec::new();
     for foreign in &victim.foreign {
@@ -261,8 +264,8 @@ pub fn of_others(victim: &Victim, state: &State) -> Vec<Case> {
     cases
 }
 
-/// Files of the victim with the ones of the other volume that are put in their place: those of the
-/// same name, else any other.
+/// Files of the victim with the files of the other volume that replace them: those of the same
+/// name, else any other.
 fn pairs<'a>(ours: &'a Files, foreign: &'a Foreign) -> Vec<(&'a str, &'a str)> {
     let objects: Vec<&String> = foreign
         .files
@@ -364,7 +367,7 @@ pub fn of_slots(victim: &Victim, state: &State) -> Vec<Case> {
     cases
 }
 
-/// What is done to a file as a whole: lengths, and its absence.
+/// Changes of a file as a whole: its length, and its absence.
 pub fn of_files(state: &State) -> Vec<Case> {
     let mut cases = Vec::new();
     for (path, bytes) in &state.files {

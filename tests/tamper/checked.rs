@@ -1,4 +1,4 @@
-//! What `bilayer check` finds of the same changes: all that a use of the volume would meet, and the
+//! `bilayer check` on the same changes: it reports all that a use of the volume would meet, and
 //! older pages of the metadata, which a use does not notice.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use crate::matrix::PLAIN;
 use crate::table::{Outcome, Table};
 use crate::victim::{Keystore, State};
 
-/// What comes of checking a changed copy.
+/// The result of checking a changed copy.
 fn checked(case: &Case, state: &State, keystore: &Keystore) -> Outcome {
     let store = state.disk.copy_at(PLAIN.name);
     case.edits.iter().for_each(|edit| edit.apply(&*store));
@@ -37,7 +37,7 @@ fn checked(case: &Case, state: &State, keystore: &Keystore) -> Outcome {
     }
 }
 
-/// One change of each sort of each page, and whatever is older.
+/// One change of each kind for each page, and all older versions.
 fn cases(state: &State) -> Vec<Case> {
     let mut seen = BTreeSet::new();
     let mut cases = changes::of_pages(state, Extent::Some);
@@ -59,18 +59,18 @@ fn a_check_finds_all_damage_that_a_use_would_meet_and_older_pages_of_the_metadat
         let store = state.disk.copy_at(PLAIN.name);
         case.edits.iter().for_each(|edit| edit.apply(&*store));
         let (used, what) = attempt(&PLAIN, state, &keystore, store, &case, false);
-        let found = checked(&case, state, &keystore);
+        let outcome = checked(&case, state, &keystore);
         let of_meta = case.edits.iter().map(Edit::path).any(|path| path == "meta");
         let older_metadata = case.stale == Stale::Older && of_meta;
-        let must_be_found = match used {
+        let must_be_reported = match used {
             Outcome::Right => false,
-            // A page of contents that was put back is authentic.
+            // A page of contents that was replaced by an older version is authentic.
             Outcome::Older => older_metadata,
             _ => true,
         };
-        stale_metadata += u64::from(older_metadata && must_be_found);
-        let missed = must_be_found && found == Outcome::Right;
-        let outcome = if missed { Outcome::Unnoticed } else { found };
+        stale_metadata += u64::from(older_metadata && must_be_reported);
+        let missed = must_be_reported && outcome == Outcome::Right;
+        let outcome = if missed { Outcome::Unnoticed } else { outcome };
         table.add(&case.of, case.change, outcome, &what);
     }
     table.finish("What a check finds (right: nothing)");

@@ -1,4 +1,4 @@
-//! Things that are no plain files, names that nobody gave, superblocks that claim things.
+//! Entries that are not plain files, unexpected names, and superblocks with false claims.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -43,7 +43,7 @@ impl Scene {
         self.dir.path().join("outside/file")
     }
 
-    /// Opens it, as a case of the table; nothing outside may have changed.
+    /// Opens it as a case of the table; nothing outside may change.
     fn attack(
         self,
         table: &mut Table,
@@ -74,7 +74,7 @@ fn case(of: &str, change: &'static str, name: &str) -> Case {
     }
 }
 
-/// What to put in the place of a file.
+/// What replaces a file.
 const UNEXPECTED: [&str; 8] = [
     "symbolic link",
     "dangling link",
@@ -98,7 +98,7 @@ fn replace(path: &Path, by: &str, outside: &Path) {
         "dangling link" => symlink(outside.with_file_name("nobody"), path).expect("symlink"),
         "link to itself" => symlink(path, path).expect("symlink"),
         "directory" => fs::create_dir(path).expect("mkdir"),
-        // Its name may be too long to be bound: then it goes without.
+        // Its path may be too long to be bound: then there is no such case.
         "socket" => drop(UnixListener::bind(path)),
         "device" => {
             let zero = makedev(1, 5);
@@ -152,7 +152,7 @@ fn unexpected_things_in_place_of_files() {
 }
 
 #[test]
-fn names_that_nobody_gave() {
+fn unexpected_names_are_harmless() {
     let keystore = Arc::new(PLAIN.keystore.copy());
     let mut table = Table::default();
     let id = "0123456789abcdef0123456789abcdef";
@@ -170,7 +170,7 @@ fn names_that_nobody_gave() {
     ];
     for name in names {
         for by in ["symbolic link", "directory", "huge and empty", "pipe"] {
-            // Left unclean, the folders are searched for what nothing names.
+            // After an unclean stop, the folders are searched for unnamed objects.
             for state in [&PLAIN.closed, &PLAIN.killed] {
                 let scene = Scene::new(state);
                 let path = scene.volume().join(name);
@@ -202,7 +202,7 @@ fn files_that_have_other_names_outside() {
         assert_eq!(outcome, Outcome::Right, "{name}");
         assert_eq!(fs::read(&beside).expect("read"), before, "{name} stays");
     }
-    // Holes that would be copied for hours.
+    // Holes whose copying would take hours.
     for name in ["lock", "meta", "volume.json"] {
         let scene = Scene::new(state);
         let path = scene.volume().join(name);
@@ -212,7 +212,7 @@ fn files_that_have_other_names_outside() {
         let outcome = scene.attack(&mut table, &keystore, state, &case);
         assert_eq!(outcome, Outcome::Refused, "{name}");
     }
-    // A lock that is somebody else's file: taken apart, not written.
+    // A lock that is another file's hard link: it is replaced by a copy, not written.
     let scene = Scene::new(state);
     fs::remove_file(scene.volume().join("lock")).expect("remove");
     fs::hard_link(scene.outside(), scene.volume().join("lock")).expect("link");

@@ -1,11 +1,11 @@
-//! What the program says while one case is tried, as its log would show it.
+//! The program's log lines during one case.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::sync::Once;
 
 thread_local! {
-    /// Lines of the case that this thread tries; none where it tries none.
+    /// The lines of this thread's current case; `None` if it tries none.
     static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
@@ -36,7 +36,7 @@ pub fn begin() {
             .with_max_level(tracing::Level::WARN)
             .with_writer(|| Lines)
             .init();
-        // As the program does; it also saves the time that a backtrace takes.
+        // As in the program; it also saves the time of a backtrace.
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             if LINES.with_borrow(Option::is_some) {
@@ -49,7 +49,7 @@ pub fn begin() {
     LINES.set(Some(Vec::new()));
 }
 
-/// What was said since then.
+/// The lines logged since then.
 pub fn end() -> String {
     let lines = LINES.take().unwrap_or_default();
     String::from_utf8_lossy(&lines).into_owned()

@@ -1,17 +1,17 @@
-//! What somebody who writes to the volume's directory can do while it is not mounted.
+//! Changes by somebody who can write to the volume's directory while it is not mounted.
 //!
-//! Every page of every file of small volumes is flipped, zeroed, replaced by others, cut off and
-//! taken away, every bit of the superblock is flipped, and the volume is opened and read after each
-//! of it, piece by piece. What may come of it: the contents that were stored, or an error that the
-//! log explains, naming the file; and everything that was not changed reads as it was stored. Never
-//! other contents, names that vanish without an error, a panic that reaches the caller, or no
+//! Every page of every file of small volumes is flipped, zeroed, replaced by others, truncated and
+//! removed, and every bit of the superblock is flipped. After each change the volume is opened and
+//! read, piece by piece. Permitted are the stored contents, or an error that the log explains and
+//! that names the file; everything that was not changed must read as it was stored. Never permitted
+//! are other contents, names that vanish without an error, a panic that reaches the caller, or no
 //! answer.
 //!
-//! Older pages of the same place are authentic (`docs/THREAT-MODEL.md`): there older contents may
-//! come out too, and are counted by themselves.
+//! Older pages of the same position are authentic (`docs/THREAT-MODEL.md`): there, older contents
+//! are permitted too, and are counted separately.
 //!
-//! The counts go to standard error. `BILAYER_TAMPER_FULL=1` tries every bit of every header and
-//! every byte of every page.
+//! The counts are printed to standard error. `BILAYER_TAMPER_FULL=1` tries every bit of every
+//! header and every byte of every page.
 #![allow(unreachable_pub, reason = "modules of one test program")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -30,7 +30,7 @@ mod victim;
 use bilayer_test_support as support;
 use bilayer_test_support::real;
 
-/// True when more is wanted than a quick run can try.
+/// True if more is to be tried than in a quick run.
 fn is_full() -> bool {
     std::env::var_os("BILAYER_TAMPER_FULL").is_some_and(|value| value == "1")
 }

@@ -10,7 +10,7 @@ use crate::victim::{State, Victim};
 pub static PLAIN: LazyLock<Arc<Victim>> = LazyLock::new(|| Arc::new(Victim::new()));
 static DEPLOYED: LazyLock<Arc<Victim>> = LazyLock::new(|| Arc::new(Victim::deployed()));
 
-/// One bit of each field, or all of them where much is wanted.
+/// One bit of each field, or all bits in a full run.
 fn extent() -> Extent {
     if crate::is_full() {
         Extent::Full
@@ -40,8 +40,9 @@ fn everything(victim: &Victim, state: &State, extent: Extent) -> Vec<Case> {
     cases
 }
 
-/// Without the newest slot of page 0 the database is as the commit before left it. After a power
-/// cut this cannot be distinguished from a torn write, unless the platform keystore knows better.
+/// Without the newest slot of page 0 the database has the state of the previous commit. After a
+/// power cut this cannot be distinguished from a torn write, unless the platform keystore knows
+/// better.
 pub fn page_0_may_be_torn(cases: &mut [Case]) {
     for case in cases {
         if case.stale == Stale::Nothing && case.edits.iter().any(Edit::touches_page_0) {
@@ -50,19 +51,19 @@ pub fn page_0_may_be_torn(cases: &mut [Case]) {
     }
 }
 
-/// What some page of the metadata does not survive.
+/// Changes that at least one page of the metadata does not survive.
 const META_CHANGES: [&str; 8] = [
     "zeros",
     "random bytes",
     "exchange in the file",
-    "file cut before the page",
-    "file cut within the page",
+    "file truncated before the page",
+    "file truncated within the page",
     "page of another file",
     "removed",
     "empty",
 ];
 
-/// What must be in every matrix, so that it cannot be empty.
+/// Rows that must be in every matrix, so that it cannot be empty.
 #[track_caller]
 fn check(table: &Table) {
     let count = |of, change, outcome| table.count(of, change, outcome);

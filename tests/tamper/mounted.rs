@@ -1,5 +1,5 @@
-//! A small part of the matrix through the kernel: the real program mounts the volume, and what it
-//! writes to its log is read.
+//! A small part of the matrix through the kernel: the real program mounts the volume, and the test
+//! reads its log.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,10 +15,10 @@ use crate::support::PAGE;
 const TEST: &str = "tampered-mounts";
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Where in the page the damage is; any will do.
+/// Position of the damage in the page; any will do.
 const INSIDE: usize = 1234;
 
-/// What was written.
+/// The written contents.
 struct Stored {
     files: Vec<(&'static str, Vec<u8>)>,
 }
@@ -33,13 +33,14 @@ impl Stored {
         }
     }
 
-    /// Reads everything; names of the files that give EIO. All others are as they were written.
+    /// Reads everything. Returns the names of the files that give EIO; all others must have their
+    /// contents.
     #[track_caller]
     fn damaged(&self, mnt: &Path, what: &str) -> Vec<&'static str> {
         let mut damaged = Vec::new();
         for (name, bytes) in &self.files {
             match fs::read(mnt.join(name)) {
-                Ok(found) => assert_eq!(&found, bytes, "{what}: {name}"),
+                Ok(actual) => assert_eq!(&actual, bytes, "{what}: {name}"),
                 Err(error) => {
                     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{what}: {name}");
                     damaged.push(*name);
@@ -50,7 +51,7 @@ impl Stored {
     }
 }
 
-/// The objects of a volume, by their length: that of `one`, then that of `two`.
+/// The objects of a volume, by length: that of `one`, then that of `two`.
 fn objects(volume: &Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(volume.join("objects")).expect("list");
     let entries =
@@ -81,7 +82,7 @@ fn replace(path: &Path, by: &str) {
     }
 }
 
-/// What is done to a volume, and which file cannot be read then; `None` when it does not mount.
+/// A change of a volume, and the file that cannot be read then; `None` if it does not mount.
 type Attack = (&'static str, fn(&Path), Option<&'static str>);
 
 const ATTACKS: [Attack; 14] = [
@@ -136,8 +137,12 @@ const ATTACKS: [Attack; 14] = [
         |dir| replace(&dir.join("lock"), "pipe"),
         None,
     ),
-    ("meta cut", |dir| cut(&dir.join("meta"), 3 * 4608 + 5), None),
-    ("meta empty", |dir| cut(&dir.join("meta"), 0), None),
+    (
+        "meta truncated",
+        |dir| truncate(&dir.join("meta"), 3 * 4608 + 5),
+        None,
+    ),
+    ("meta empty", |dir| truncate(&dir.join("meta"), 0), None),
     (
         "every page of meta",
         |dir| {
@@ -149,15 +154,15 @@ const ATTACKS: [Attack; 14] = [
     ),
 ];
 
-fn cut(path: &Path, len: u64) {
+fn truncate(path: &Path, len: u64) {
     fs::File::options()
         .write(true)
         .open(path)
         .and_then(|file| file.set_len(len))
-        .expect("cut");
+        .expect("set_len");
 }
 
-/// Puts a directory in the place of another one, as it is.
+/// Replaces a directory by a copy of another one.
 fn put_back(from: &Path, to: &Path) {
     match fs::remove_dir_all(to) {
         Err(error) if error.kind() != ErrorKind::NotFound => panic!("{error}"),
@@ -209,7 +214,7 @@ fn a_tampered_volume_on_a_real_mount() {
             .filter(|name| !name.is_empty())
             .collect();
         assert_eq!(stored.damaged(mounted.dir(), what), expected, "{what}");
-        // The rest can be used.
+        // The other files can be used.
         fs::write(mounted.path("new"), b"more").expect("write");
         mounted.unmount();
         let log = fs::read_to_string(log).expect("the log");

@@ -1,4 +1,4 @@
-//! What a volume holds, in pieces of which each can be right, wrong or refused by itself.
+//! The contents of a volume, in pieces that can each be right, wrong or refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,29 +12,29 @@ use bilayer::meta::{Meta, View};
 
 use crate::support::{ADMIN, CHUNK, PAGE, ROOT};
 
-/// Directory that the attacks write to; it is no part of what is held.
+/// Directory that the cases write to; it is not compared.
 pub const SCRATCH: &str = "scratch";
 /// The one snapshot.
 pub const SNAPSHOT: &str = ".snapshots/one";
 
-/// Pages at the start of a chunk that are pieces of their own; the others are one together.
+/// Pages at the start of a chunk that are pieces of their own; the others form one piece.
 const SINGLE_PAGES: u32 = 8;
 const CHUNK_PIECES: u32 = SINGLE_PAGES + 1;
 
-/// A part of what is held: of a file a page, or all pages of a chunk that follow the first ones;
-/// its attributes (`path#`), an extended one (`path@name`), the target of a link (`path>`), the
-/// names in a directory (`path/`).
+/// A piece: a page of a file, or all pages of a chunk after the first ones; a file's attributes
+/// (`path#`), an extended one (`path@name`), the target of a link (`path>`), the names in a
+/// directory (`path/`).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Piece {
     pub item: String,
     pub number: u32,
 }
 
-/// Pieces and what is in them.
+/// Pieces and their contents.
 pub type Held = BTreeMap<Piece, Vec<u8>>;
-/// Pieces and what came of reading them.
-pub type Found = BTreeMap<Piece, Result<Vec<u8>, Errno>>;
-/// The pieces that a page of an object is read for: path in the volume, page.
+/// Pieces and the outcomes of reading them.
+pub type Readings = BTreeMap<Piece, Result<Vec<u8>, Errno>>;
+/// The pieces for which a page of an object is read: path in the volume, page.
 pub type Uses = BTreeMap<(String, u64), BTreeSet<Piece>>;
 
 fn number_of_page(chunk: u32, page: u32) -> u32 {
@@ -114,14 +114,14 @@ fn read(fs: &Filesystem, piece: &Piece) -> Result<Vec<u8>, Errno> {
 }
 
 /// Reads these pieces.
-pub fn look(fs: &Filesystem, held: &Held) -> Found {
+pub fn look(fs: &Filesystem, held: &Held) -> Readings {
     let pieces = held.keys();
     pieces
         .map(|piece| (piece.clone(), read(fs, piece)))
         .collect()
 }
 
-/// All that the volume holds, now and in the snapshot if there is one.
+/// All pieces of the volume, of the live view and of the snapshot if there is one.
 pub fn survey(fs: &Filesystem) -> Held {
     let mut held = Held::new();
     add(fs, "", &mut held);
@@ -184,7 +184,7 @@ pub fn files_of(fs: &Filesystem, held: &Held) -> BTreeMap<String, (Ino, ViewId)>
         .collect()
 }
 
-/// Which pages of which objects the pieces of files are read from, as the records say.
+/// The pages of objects from which the pieces of files are read, according to the records.
 pub fn uses(meta: &Arc<Meta>, files: &BTreeMap<String, (Ino, ViewId)>, held: &Held) -> Uses {
     let snapshot = meta.find_view(ViewKind::Snapshot, "one");
     let mut uses = Uses::new();

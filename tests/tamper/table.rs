@@ -1,36 +1,36 @@
-//! How often what came of what.
+//! Counts of the outcomes, by change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-/// What came of opening a changed volume and reading all of it. In the order from good to bad: of
-/// several the last one counts.
+/// The outcome of opening a changed volume and reading all of it, in the order from good to bad: of
+/// several, the worst counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Outcome {
     /// Everything as it was stored.
     Right,
     /// Errors where the change was, reported in the log; everything else as it was stored.
     Error,
-    /// It does not open, and says why.
+    /// It does not open, with a reason.
     Refused,
-    /// What was stored there at an earlier time.
+    /// Earlier contents.
     Older,
-    /// What a copy of the volume that was also written to has stored there.
+    /// Contents of a copy of the volume that was written to separately.
     OtherHistory,
-    /// Something is not there, of what records of different times say.
+    /// Something is missing, because records of different commits disagree.
     Missing,
     /// Another error number than EIO.
     OtherErrno,
     /// An error, or a refusal, that does not name what was changed.
     Silent,
-    /// A changed page that is read and not refused, though what comes out is right.
+    /// A changed page is read and not refused, although the contents are right.
     Unnoticed,
     /// An error where nothing was changed.
     Spread,
-    /// Something is not there, and no error says that it should be.
+    /// Something is missing, and no error says so.
     Gone,
-    /// What was never stored there.
+    /// Contents that were never stored there.
     Wrong,
     /// A panic reached the caller.
     Panic,
@@ -75,17 +75,17 @@ impl Outcome {
         }
     }
 
-    /// True for what may come of no change at all.
+    /// True for the outcomes that are never permitted.
     pub fn is_forbidden(self) -> bool {
         self > Self::Missing
     }
 }
 
-/// Counts by what was changed, how, and what came of it.
+/// Counts by changed file, kind of change, and outcome.
 #[derive(Default)]
 pub struct Table {
     counts: BTreeMap<(String, &'static str), BTreeMap<Outcome, u64>>,
-    /// What came of cases that must not have come of any.
+    /// Cases with outcomes that are not permitted.
     failures: Vec<String>,
 }
 
@@ -108,14 +108,14 @@ impl Table {
         self.failures.extend(other.failures);
     }
 
-    /// Of all rows of this sort with this change.
+    /// All rows of this kind with this change.
     pub fn count(&self, of: &str, change: &str, outcome: Outcome) -> u64 {
         let rows = self.counts.iter();
         let rows = rows.filter(|((place, how), _)| place.starts_with(of) && *how == change);
         rows.filter_map(|(_, counts)| counts.get(&outcome)).sum()
     }
 
-    /// Of everything.
+    /// All cases.
     pub fn all(&self, outcome: Outcome) -> u64 {
         let rows = self.counts.values();
         rows.filter_map(|counts| counts.get(&outcome)).sum()
@@ -160,10 +160,10 @@ impl Table {
         text
     }
 
-    /// Shows the counts, and fails if anything came out that must not.
+    /// Prints the counts, and fails if there was an outcome that is not permitted.
     #[track_caller]
     pub fn finish(&self, title: &str) {
-        // Not by a macro: the harness would keep it to itself.
+        // Not by a macro: the test harness would capture it.
         let _ = std::io::stderr().write_all(self.text(title).as_bytes());
         let shown: Vec<&str> = self
             .failures

@@ -27,7 +27,7 @@ use crate::support::{self, ADMIN, CHUNK, PAGE, ROOT, USER, pattern};
 
 /// Files of a volume's directory, by path.
 pub type Files = BTreeMap<String, Vec<u8>>;
-/// What a platform keystore remembers, by the name of the file.
+/// The records of a platform keystore, by file name.
 type Records = BTreeMap<String, Vec<u8>>;
 
 fn options(checkpoints: bool) -> FilesystemOptions {
@@ -39,7 +39,7 @@ fn options(checkpoints: bool) -> FilesystemOptions {
     }
 }
 
-/// A platform keystore of a case's own: opening a volume changes what it remembers.
+/// A platform keystore for one case: opening a volume changes its records.
 pub struct Keystore(Arc<tempfile::TempDir>);
 
 impl Keystore {
@@ -55,7 +55,7 @@ impl Keystore {
         self.path().join("volumes")
     }
 
-    /// One with the same keys.
+    /// A keystore with the same keys.
     pub fn copy(&self) -> Self {
         fn copy(from: &Path, to: &Path) {
             fs::DirBuilder::new().mode(0o700).create(to).expect("make");
@@ -85,7 +85,7 @@ impl Keystore {
             .collect()
     }
 
-    /// Lets it remember this and nothing else.
+    /// Replaces all its records by these.
     pub fn remember(&self, records: &Records) {
         for name in self.records().keys() {
             fs::remove_file(self.volumes().join(name)).expect("remove");
@@ -107,7 +107,7 @@ fn volume(store: Arc<dyn Store>, keystore: &Keystore) -> Result<Volume, String> 
     volume::open(store, &options).map_err(|error| error.to_string())
 }
 
-/// Opens a volume, with checkpoints of its metadata or without. The error is the one that its user
+/// Opens a volume, with or without checkpoints of its metadata. The error is the one that its user
 /// sees.
 pub fn open(
     store: Arc<dyn Store>,
@@ -123,7 +123,7 @@ pub fn open(
 pub struct Disk(MemoryStore);
 
 impl Disk {
-    /// The same bytes, changed independently.
+    /// A copy that can be changed independently.
     fn snapshot(&self) -> Self {
         Self(self.0.snapshot())
     }
@@ -155,7 +155,7 @@ impl Disk {
         open(self.at(name), keystore, false).expect("open")
     }
 
-    /// Makes a volume of the image of that name, which a volume has.
+    /// Creates a volume from the image of that name.
     fn deploy(&self, from: &str, image: &str, keystore: &Keystore) {
         let volume = volume(self.at(from), keystore).expect("open");
         let meta = open_meta(&volume);
@@ -202,9 +202,9 @@ pub fn files(store: &dyn Store) -> Files {
             }
         }
     }
-    let mut found = Files::new();
-    add(store, &StorePath::root(), &mut found);
-    found
+    let mut files = Files::new();
+    add(store, &StorePath::root(), &mut files);
+    files
 }
 
 fn bytes(store: &dyn Store, path: &StorePath) -> Vec<u8> {
@@ -214,7 +214,7 @@ fn bytes(store: &dyn Store, path: &StorePath) -> Vec<u8> {
     bytes
 }
 
-/// Puts them into an empty store.
+/// Writes them into an empty store.
 pub fn restore(store: &dyn Store, files: &Files) {
     for (path, bytes) in files {
         let path = StorePath::new(path);
@@ -236,7 +236,7 @@ fn at(fs: &Filesystem, path: &str) -> NodeId {
     })
 }
 
-/// Writes into a file, which is made where missing, and syncs it.
+/// Writes to a file, which is created if missing, and syncs it.
 fn put(fs: &Filesystem, path: &str, offset: usize, data: &[u8]) {
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
     let parent = if parent.is_empty() {
@@ -261,8 +261,8 @@ fn put(fs: &Filesystem, path: &str, offset: usize, data: &[u8]) {
     fs.release(node, handle);
 }
 
-/// Makes files of every sort: inline, of one object and of two, with holes, with attributes, with
-/// objects that are shared.
+/// Creates files of every kind: inline, of one object and of two, with holes, with attributes, with
+/// shared objects.
 fn fill(fs: &Filesystem, seed: u8) {
     fs.mkdir(&USER, ROOT, b"dir", 0o755).expect("mkdir");
     fs.mkdir(&USER, ROOT, SCRATCH.as_bytes(), 0o755)
@@ -288,7 +288,7 @@ fn fill(fs: &Filesystem, seed: u8) {
     fs.sync().expect("sync");
 }
 
-/// Overwrites pages of most files; after each, what there is then joins the history.
+/// Overwrites pages of most files; after each, the contents are added to the history.
 fn change(fs: &Filesystem, seed: u8, history: &mut Vec<Held>) {
     let changes = [
         ("small", 5, 600),
@@ -303,7 +303,7 @@ fn change(fs: &Filesystem, seed: u8, history: &mut Vec<Held>) {
     }
 }
 
-/// A volume as somebody left it.
+/// A volume in one of its states.
 pub struct State {
     pub disk: Disk,
     pub files: Files,
@@ -341,7 +341,7 @@ impl State {
     }
 }
 
-/// What a volume is sealed under.
+/// The keys of a volume.
 pub struct Keyed {
     pub volume: VolumeId,
     pub keys: Arc<KeyRing>,
@@ -353,7 +353,7 @@ pub struct Keyed {
 pub struct Foreign {
     pub what: &'static str,
     pub files: Files,
-    /// The same keys and ids: what it wrote is authentic in the victim.
+    /// With the same keys and ids: its pages are authentic in the victim.
     pub same_ids: bool,
 }
 
@@ -363,9 +363,9 @@ pub struct Victim {
     pub name: &'static str,
     pub keystore: Keystore,
     pub held: Held,
-    /// All that was ever committed.
+    /// All contents that were ever committed.
     pub history: Vec<Held>,
-    /// What the copy that was used on has committed.
+    /// Contents that the copy has committed after it was made.
     pub other_history: Vec<Held>,
     /// At an earlier time, closed.
     pub older: Files,
@@ -373,7 +373,7 @@ pub struct Victim {
     pub closed: State,
     /// The same, on a machine that has never seen it.
     pub unseen: State,
-    /// As the end of the process left it.
+    /// After the process was killed.
     pub killed: State,
     pub foreign: Vec<Foreign>,
     /// It is used with checkpoints of its metadata.
@@ -381,7 +381,7 @@ pub struct Victim {
 }
 
 impl Victim {
-    /// A volume that was written twice in place, gave an image, and was written again beside a
+    /// A volume that was written twice in place, gave an image, and was written again after a
     /// snapshot.
     pub fn new() -> Self {
         let (disk, keystore) = (Disk(MemoryStore::new()), Keystore::new());
@@ -425,7 +425,7 @@ impl Victim {
         this
     }
 
-    /// The keys of the volume, which no attacker has all of.
+    /// The keys of the volume, of which no attacker has all.
     pub fn keyed(&self, state: &State) -> Keyed {
         let keystore = self.keystore.copy();
         keystore.remember(&state.records);
@@ -437,7 +437,7 @@ impl Victim {
         }
     }
 
-    /// The volume that was deployed from the other one, which goes on.
+    /// The volume that was deployed from the other one, which is used further.
     pub fn deployed() -> Self {
         Self::deployed_and_used(false)
     }
@@ -484,7 +484,7 @@ impl Victim {
         )
     }
 
-    /// One beside whose metadata there are checkpoints.
+    /// A volume with checkpoints of its metadata.
     pub fn with_checkpoints() -> Self {
         let (disk, keystore) = (Disk(MemoryStore::new()), Keystore::new());
         disk.create("volume", &keystore);
@@ -538,7 +538,7 @@ impl Victim {
     }
 }
 
-/// What `cp -a` of the volume, taken now, is after a use of its own, and what it held.
+/// The state of a copy (`cp -a`) of the volume after a use of its own, and its contents.
 fn live_on(disk: &Disk, keystore: &Keystore) -> (Files, Vec<Held>) {
     let (disk, keystore) = (disk.snapshot(), keystore.copy());
     let fs = disk.open("volume", &keystore);

@@ -138,7 +138,7 @@ impl House {
             .collect()
     }
 
-    /// The file that defines what an absolute path names.
+    /// The file that defines the item of an absolute path.
     fn file_of(&self, mut path: NamePath) -> Option<usize> {
         for _ in 0..REEXPORTS_MAX {
             let mut depth = 0;
@@ -306,7 +306,7 @@ fn expand_after<'a>(
     rest
 }
 
-/// The check against samples: it can fail, and it does not cry wolf.
+/// The check against samples: it finds circles, and only those.
 mod samples {
     use super::*;
 
@@ -408,7 +408,7 @@ mod samples {
                 "use crate::a::A; use super::super::A as Again;",
             ),
         ]);
-        // Not so a folder beside a file.
+        // A folder beside a file is different.
         finds(
             &[
                 ("src/a/mod.rs", ""),

@@ -1,6 +1,6 @@
 //! The architecture as a test: imports point down and lead in no circle ([`circles`]), `unsafe`
-//! stays fenced, no marks of unfinished work, no file too long to see through, nobody prints but
-//! the command line, and the top level of the repository stays what its reader expects.
+//! stays fenced, there are no marks of unfinished work, no file is too long, only the command line
+//! prints, and the top level of the repository has the expected entries.
 //!
 //! The checks work on text, after comments and literals have been blanked out: they need no
 //! compiler and see code that a feature leaves out.
@@ -152,7 +152,7 @@ const TOP_LEVEL: &[&str] = &[
     "deny.toml",
     "rustfmt.toml",
     "clippy.toml",
-    // Cargo's own, and ignored by git.
+    // Created by cargo, and ignored by git.
     "target",
 ];
 
@@ -243,7 +243,7 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
             complain(at, "unsafe code outside src/sys".to_owned());
         }
     }
-    if path.starts_with("src/") && !PRINTS.iter().any(|room| path.starts_with(room)) {
+    if path.starts_with("src/") && !PRINTS.iter().any(|prefix| path.starts_with(prefix)) {
         let tests = test_ranges(&code);
         for name in ["print", "println", "eprint", "eprintln"] {
             for at in words(&code, name).filter(|&at| is_macro(&code, at + name.len())) {

@@ -1,10 +1,10 @@
-//! What checkpoints of the metadata cost: time, bytes, and what others have less meanwhile.
+//! The cost of checkpoints of the metadata: time, bytes, and how much they slow down other work.
 //!
 //! ```text
 //! cargo run --release -p bilayer-bench --bin checkpoints -- --dir /srv/tmp
 //! ```
-//! The filesystem is used without a mount: what is measured is the daemon's own work. Nothing is
-//! asserted about time.
+//! The filesystem is used without a mount, so the daemon's own work is measured. Times are not
+//! asserted.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -23,7 +23,7 @@ use bilayer::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile};
 use bilayer::store::directory::DirectoryStore;
 use bilayer::store::{OpenMode, StorePath};
 use bilayer::volume::{self, CreateOptions, META_NAME, OpenOptions};
-use bilayer_bench::Outcome;
+use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
 
 const FILES_PER_DIRECTORY: u64 = 500;
@@ -37,19 +37,19 @@ const ROOT: Caller = Caller {
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-checkpoints", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Files in the volume
     #[arg(long, default_values_t = [100_000, 500_000])]
     files: Vec<u64>,
-    /// How often each is repeated
+    /// How often each measurement is repeated
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Bytes of each file
     #[arg(long, default_value_t = 200)]
     bytes: usize,
-    /// Files that are made beside a checkpoint, each time
+    /// Files that are created beside a checkpoint, each time
     #[arg(long, default_value_t = 60_000)]
     beside: u64,
 }
@@ -60,13 +60,7 @@ fn main() -> ExitCode {
         .files
         .iter()
         .try_for_each(|files| measure(&arguments, *files));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("checkpoints", done)
 }
 
 fn open(dir: &Path, interval: Option<Duration>) -> Outcome<Arc<Filesystem>> {
@@ -83,31 +77,31 @@ fn open(dir: &Path, interval: Option<Duration>) -> Outcome<Arc<Filesystem>> {
     Ok(Filesystem::open(volume, options)?)
 }
 
-/// Makes small files; files per second.
+/// Creates small files. Returns files per second.
 fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcome<f64> {
     let contents = vec![7; bytes];
     let begin = Instant::now();
-    let told = |errno| format!("making files: {errno:?}");
+    let describe = |errno| format!("making files: {errno:?}");
     let mut directory = NodeId::ROOT;
     for number in 0..files {
         if number % FILES_PER_DIRECTORY == 0 {
             let name = format!("{name}-{number}");
             let made = filesystem.mkdir(&ROOT, NodeId::ROOT, name.as_bytes(), 0o755);
-            directory = made.map_err(told)?.node;
+            directory = made.map_err(describe)?.node;
         }
         let file = format!("a-file-of-some-length-{number}");
         let flags = 2;
         let made = filesystem.create(&ROOT, directory, file.as_bytes(), 0o644, flags);
-        let (attr, handle) = made.map_err(told)?;
+        let (attr, handle) = made.map_err(describe)?;
         let written = filesystem.write(attr.node, handle, 0, &contents, WriteFlags::default());
-        written.map_err(told)?;
+        written.map_err(describe)?;
         filesystem.release(attr.node, handle);
         filesystem.forget(attr.node, 1);
     }
     Ok(files as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// Of this thread.
+/// CPU time of this thread.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(
@@ -181,12 +175,12 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
     tables(dir, files, bytes)
 }
 
-/// Bytes that the metadata take on the disk.
+/// Bytes that the metadata takes on the disk.
 fn meta_bytes(dir: &Path) -> Outcome<u64> {
     Ok(std::fs::metadata(dir.join("volume/meta"))?.blocks() * 512)
 }
 
-/// How many uses it takes that change something and end at once, and what the end of each costs.
+/// How many short uses it takes until a checkpoint is finished, and what the end of each use costs.
 fn in_short_uses(dir: &Path) -> Outcome<()> {
     let mut ends = Vec::new();
     let mut is_made = false;
@@ -210,7 +204,7 @@ fn in_short_uses(dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Where the bytes of the metadata are.
+/// How the bytes of the metadata are distributed.
 fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     let store = Arc::new(DirectoryStore::open_or_create(&dir.join("volume"))?);
     let options = OpenOptions {
@@ -256,8 +250,8 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// Files made per second with nothing beside it, and beside checkpoints in the pace of the
-/// background, one after the other.
+/// Files created per second, alternately with and without checkpoints at the pace of the background
+/// thread.
 fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Outcome<()> {
     let Arguments {
         rounds,
@@ -273,11 +267,11 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Ou
         let between = meta_bytes(dir)?;
         grown_alone += between - before;
         let (other, stop) = (Arc::clone(filesystem), Arc::new(AtomicBool::new(false)));
-        let told = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop);
         let maker = std::thread::spawn(move || {
             let mut made = 0;
-            while !told.load(Ordering::Relaxed) {
-                let stop = || told.load(Ordering::Relaxed);
+            while !stopped.load(Ordering::Relaxed) {
+                let stop = || stopped.load(Ordering::Relaxed);
                 made += u32::from(other.checkpoint_throttled(&stop).is_ok());
             }
             made

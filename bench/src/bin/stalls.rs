@@ -1,13 +1,12 @@
-//! How long small files wait beside somebody's large one.
+//! How long the creation of small files takes beside a program that writes a large one.
 //!
 //! ```text
 //! cargo build --release
 //! cargo run --release -p bilayer-bench --bin stalls -- --dir /srv/tmp --ext4
 //! ```
-//! One thread writes a large file and syncs it. Until that is done another one creates small files,
-//! writes and closes them, as fast as it can, and each is timed. A round does so on every
-//! filesystem in turn; a percentile is of all files of all rounds together. Nothing is asserted
-//! about time.
+//! One thread writes a large file and syncs it. Until it is done another thread creates small
+//! files, writes and closes them as fast as it can, and each file is timed. A round does so on
+//! every filesystem in turn; percentiles are over all files of all rounds. Times are not asserted.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -19,10 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bilayer_bench::Outcome;
-use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
-use bilayer_bench::image::Image;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs};
+use bilayer_bench::image::in_fresh_backing;
 use bilayer_bench::spread::Spread;
+use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
 
 const FILES_PER_DIRECTORY: usize = 500;
@@ -32,7 +31,7 @@ const CALL_BYTES: usize = 1 << 20;
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-stalls", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Size of the large file in GiB
@@ -41,7 +40,7 @@ struct Arguments {
     /// Sizes of small files in bytes
     #[arg(long, value_delimiter = ',', default_values_t = [200, 16_384])]
     small_bytes: Vec<usize>,
-    /// How often everything is repeated
+    /// Number of rounds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// A fresh ext4 for each, in an image file below DIR; for root only
@@ -63,21 +62,21 @@ struct Arguments {
     only: Vec<Kind>,
 }
 
-/// What was measured on one filesystem with small files of one size.
+/// The measurements on one filesystem with small files of one size.
 #[derive(Default)]
 struct Measured {
-    /// Of each small file.
+    /// Duration for each small file.
     latencies: Vec<Duration>,
-    /// Small files a second, of each round.
+    /// Small files per second, for each round.
     creates: Vec<f64>,
-    /// MiB a second until the large file was written, of each round.
+    /// MiB per second until the large file was written, for each round.
     written: Vec<f64>,
-    /// The same until it was on disk.
+    /// MiB per second until the large file was on disk, for each round.
     synced: Vec<f64>,
 }
 
 impl Measured {
-    /// So many of a thousand took no longer.
+    /// This many of a thousand took no longer.
     fn percentile(&self, per_mille: usize) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (self.latencies.len() * per_mille / 1000).min(last);
@@ -88,25 +87,12 @@ impl Measured {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-stalls: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("stalls", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
     let programs = Programs::find(arguments.bilayer.clone(), arguments.before.clone())?;
-    let mut kinds = arguments.only.clone();
-    if programs.has_before() && !kinds.contains(&Kind::Before) {
-        kinds.push(Kind::Before);
-    }
-    if kinds.contains(&Kind::Gocryptfs) && !programs.has_gocryptfs() {
-        println!("gocryptfs is not installed: left out");
-        kinds.retain(|kind| *kind != Kind::Gocryptfs);
-    }
+    let kinds = programs.kinds_to_compare(&arguments.only);
     println!("{}", programs.describe(&kinds));
     let top = tempfile::Builder::new()
         .prefix("bilayer-stalls-")
@@ -116,14 +102,18 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         for round in 0..arguments.rounds as usize {
             for place in 0..kinds.len() {
                 let at = (round + place) % kinds.len();
-                one(
-                    kinds[at],
-                    &programs,
-                    top.path(),
-                    arguments,
-                    small_bytes,
-                    &mut all[at],
-                )?;
+                let ext4_bytes = arguments.ext4.then(|| (arguments.gib + 16) << 30);
+                in_fresh_backing(top.path(), ext4_bytes, |backing| {
+                    let measured = &mut all[at];
+                    one(
+                        kinds[at],
+                        &programs,
+                        backing,
+                        arguments,
+                        small_bytes,
+                        measured,
+                    )
+                })?;
             }
         }
         report(small_bytes, arguments.gib, &kinds, &mut all);
@@ -162,21 +152,15 @@ fn report(small_bytes: usize, gib: u64, kinds: &[Kind], all: &mut [Measured]) {
     }
 }
 
-/// One round on one filesystem, which is made before and removed after.
+/// One round on one filesystem, which is created in `backing` and unmounted afterwards.
 fn one(
     kind: Kind,
     programs: &Programs,
-    top: &Path,
+    backing: &Path,
     arguments: &Arguments,
     small_bytes: usize,
     measured: &mut Measured,
 ) -> Outcome<()> {
-    let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
-    let image = arguments
-        .ext4
-        .then(|| Image::make(place.path(), (arguments.gib + 16) << 30))
-        .transpose()?;
-    let backing = image.as_ref().map_or(place.path(), Image::root);
     let mut filesystem = Filesystem::make(kind, programs, backing)?;
     let root = filesystem.root().to_path_buf();
     let done = AtomicBool::new(false);
@@ -199,14 +183,10 @@ fn one(
         .creates
         .push(latencies.len() as f64 / begin.elapsed().as_secs_f64());
     measured.latencies.extend(latencies);
-    filesystem.settle()?;
-    drop(filesystem);
-    drop(image);
-    place.close()?;
-    sync_backing(top)
+    filesystem.settle()
 }
 
-/// How long it took until the file was written and closed, and until it was on disk.
+/// Returns the time until the file was written and closed, and until it was on disk.
 fn write_large(root: &Path, bytes: u64) -> Outcome<(Duration, Duration)> {
     let path = root.join("large");
     let mut block = vec![0; CALL_BYTES];
@@ -226,7 +206,7 @@ fn write_large(root: &Path, bytes: u64) -> Outcome<(Duration, Duration)> {
     Ok((written, begin.elapsed()))
 }
 
-/// Creates files until it is done; how long each took.
+/// Creates files until `done` is set. Returns how long each took.
 fn create_small(root: &Path, bytes: usize, done: &AtomicBool) -> Outcome<Vec<Duration>> {
     let contents = vec![7; bytes];
     let mut latencies = Vec::new();

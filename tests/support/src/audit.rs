@@ -10,14 +10,14 @@ use bilayer::store::faulty::FaultyStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::Volume;
 
-/// What there is.
+/// The contents of a volume.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct Totals {
     /// Inodes in use.
     pub inodes: u64,
     /// Pages of contents in use.
     pub pages: u64,
-    /// Bytes of records that count.
+    /// Bytes of the records that count against the limit.
     pub record_bytes: u64,
     /// Objects in the store.
     pub objects: u64,
@@ -25,17 +25,17 @@ pub struct Found {
 
 /// Names of all objects in the store.
 pub fn objects(store: &dyn Store) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for (folder, _) in store.list(&StorePath::new("objects")).expect("list") {
         let path = StorePath::new(&format!("objects/{folder}"));
         for (name, _) in store.list(&path).expect("list") {
-            found.insert(format!("{folder}/{name}"));
+            names.insert(format!("{folder}/{name}"));
         }
     }
-    found
+    names
 }
 
-/// The metadata of a volume that nobody has open.
+/// The metadata of a volume that is closed.
 pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
     let volume = super::open_volume(store, keystore, false);
     let file = volume
@@ -47,27 +47,27 @@ pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
     Meta::open(file, 4 << 20).expect("metadata")
 }
 
-/// Checks a volume that was closed cleanly: nothing is found, not even a note.
-pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
+/// Checks a volume that was closed cleanly: there must be no finding, not even a note.
+pub fn audit(store: &FaultyStore, keystore: &Path) -> Totals {
     audit_volume(&super::open_volume(store, keystore, false))
 }
 
-/// The same for a volume in a directory of the store.
-pub fn audit_at(store: &FaultyStore, at: &StorePath, keystore: &Path) -> Found {
+/// Checks a volume in a directory of the store.
+pub fn audit_at(store: &FaultyStore, at: &StorePath, keystore: &Path) -> Totals {
     let directory = super::directory_of(store, at);
     let volume = super::try_open_volume(directory, keystore, false);
     audit_volume(&volume.expect("open the volume"))
 }
 
-/// The same for an open volume without a filesystem on it.
-pub fn audit_volume(volume: &Volume) -> Found {
+/// Checks an open volume without a filesystem on it.
+pub fn audit_volume(volume: &Volume) -> Totals {
     let options = CheckOptions {
         jobs: 1,
         ..CheckOptions::default()
     };
     let report = check::check(volume, &options, &NoProgress).expect("check");
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
-    Found {
+    Totals {
         inodes: report.inodes,
         pages: report.used_pages,
         record_bytes: report.record_bytes,

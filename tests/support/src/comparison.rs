@@ -1,4 +1,4 @@
-//! Comparing all that can be seen with the model.
+//! Comparing everything visible with the model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ fn node(number: Number) -> NodeId {
 }
 
 impl World {
-    /// Compares all that can be seen.
+    /// Compares everything visible.
     pub fn compare(&self) {
         let mut used = 0;
         for (number, inode) in &self.model.inodes {
@@ -23,11 +23,11 @@ impl World {
             compare_attr(*number, &attr, inode);
             match inode.kind {
                 FileKind::Regular => {
-                    let found = self.with(*number, |handle| {
+                    let actual = self.with(*number, |handle| {
                         self.mount().contents_of(node(*number), handle)
                     });
-                    let found = found.unwrap_or_else(|error| panic!("read {number}: {error:?}"));
-                    let same = first_difference(&found, &inode.data);
+                    let actual = actual.unwrap_or_else(|error| panic!("read {number}: {error:?}"));
+                    let same = first_difference(&actual, &inode.data);
                     assert_eq!(same, Outcome::Done, "contents of {number}");
                     // An inline file takes less than a page.
                     used += attr.blocks / 8;
@@ -48,7 +48,7 @@ impl World {
         );
     }
 
-    /// Compares what `stat` shows of everything.
+    /// Compares the attributes of all inodes.
     pub fn compare_attributes(&self) {
         for (number, inode) in &self.model.inodes {
             let attr = self.mount().fs.getattr(node(*number));
@@ -66,12 +66,12 @@ impl World {
         let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
         assert_eq!(names, expected.collect::<Vec<_>>(), "names in {number}");
         for (name, child) in &inode.entries {
-            let found = self.mount().lookup(node(number), name).expect("lookup");
-            assert_eq!(found.node.0, *child);
+            let actual = self.mount().lookup(node(number), name).expect("lookup");
+            assert_eq!(actual.node.0, *child);
         }
     }
 
-    /// Takes what the filesystem holds for the model.
+    /// Copies the state of the filesystem into the model.
     pub fn adopt(&mut self) {
         self.open.clear();
         self.model = read_model(self.mount());
@@ -83,7 +83,7 @@ pub fn read_model(mount: &Mount) -> Model {
     read_model_by(mount, &mut |node| mount.contents(node))
 }
 
-/// The same with another way to read contents.
+/// The filesystem as a model, with another function that reads contents.
 pub fn read_model_by(mount: &Mount, contents: &mut dyn FnMut(NodeId) -> Vec<u8>) -> Model {
     let mut model = Model::new();
     model.inodes.clear();
@@ -130,11 +130,11 @@ pub fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// Compares what `stat` shows of one inode.
+/// Compares the attributes of one inode.
 pub fn compare_attr(number: Number, attr: &Attr, inode: &Inode) {
-    let found = (attr.kind, attr.perm, attr.uid, attr.gid, attr.nlink);
+    let actual = (attr.kind, attr.perm, attr.uid, attr.gid, attr.nlink);
     let expected = (inode.kind, inode.perm, inode.uid, inode.gid, inode.nlink);
-    assert_eq!(found, expected, "attributes of {number}");
+    assert_eq!(actual, expected, "attributes of {number}");
     if inode.kind == FileKind::Regular {
         assert_eq!(attr.size, inode.data.len() as u64, "size of {number}");
     }

@@ -1,5 +1,5 @@
-//! Volumes that are made from images, beside the volume of a [`World`]: whole, or taken over by the
-//! next attempt.
+//! Volumes that are made from images, beside the volume of a [`World`]: complete, or left to be
+//! finished by the next attempt.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::operation::Title;
 use super::world::{Outcome, World, same};
 use super::{Mount, directory_of, try_open_volume};
 
-/// Volumes made in one life at most: each is looked at again after every cut.
+/// Maximum number of volumes made in one scenario: each is examined again after every power cut.
 const MOST: usize = 2;
 
 /// A volume made from an image.
@@ -25,14 +25,14 @@ pub struct DeployedCopy {
     pub at: StorePath,
     /// The image's name.
     pub image: &'static str,
-    /// What is in it.
+    /// Its contents.
     pub seen: Arc<Seen>,
-    /// It was reported made.
+    /// Its creation was reported as successful.
     pub made: bool,
 }
 
 impl World {
-    /// Makes a volume of an image.
+    /// Makes a volume from an image.
     pub fn deploy(&mut self, title: Title) -> (Outcome, Outcome) {
         if self.deployed.len() == MOST {
             return same();
@@ -41,8 +41,8 @@ impl World {
         let at = StorePath::new(&format!("copy{}", self.deployed.len()));
         let expected = self.find(ViewKind::Image, image);
         if expected.is_none() {
-            let found = self.deploy_into(&at, image);
-            return (found, failed(Errno::ENOENT));
+            let actual = self.deploy_into(&at, image);
+            return (actual, failed(Errno::ENOENT));
         }
         let seen = expected.map(|at| Arc::clone(&self.kept[at].seen));
         self.deployed.extend(seen.map(|seen| DeployedCopy {
@@ -51,11 +51,11 @@ impl World {
             seen,
             made: false,
         }));
-        let found = self.deploy_into(&at, image);
+        let actual = self.deploy_into(&at, image);
         if let Some(copy) = self.deployed.last_mut() {
-            copy.made = found == Outcome::Done;
+            copy.made = actual == Outcome::Done;
         }
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     fn deploy_into(&self, at: &StorePath, image: &str) -> Outcome {
@@ -79,8 +79,8 @@ impl World {
         views_answer(deployed.map(|_| ()))
     }
 
-    /// Every volume made from an image is whole; one that was cut off in its making is made again.
-    /// Returns how many were looked at.
+    /// Checks that every volume made from an image is whole; one whose creation was interrupted is
+    /// made again. Returns how many were examined.
     pub fn compare_deployed(&mut self) -> u64 {
         for copy in &mut self.deployed.clone() {
             if !self.is_volume(copy) {
@@ -115,10 +115,10 @@ impl World {
         let opened: Result<Mount, FsError> =
             Mount::open_at(store, copy.at.clone(), keystore, options);
         let opened = opened.unwrap_or_else(|error| panic!("{:?}: {error}", copy.at));
-        let (found, expected) = (read_model(&opened), &copy.seen.model);
-        assert_eq!(found.namespace(), expected.namespace(), "{:?}", copy.at);
+        let (actual, expected) = (read_model(&opened), &copy.seen.model);
+        assert_eq!(actual.namespace(), expected.namespace(), "{:?}", copy.at);
         for number in expected.files() {
-            let same = found.inode(number).data == expected.inode(number).data;
+            let same = actual.inode(number).data == expected.inode(number).data;
             assert!(same, "contents of {number} in {:?}", copy.at);
         }
         opened.finish();

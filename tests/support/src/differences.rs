@@ -1,4 +1,4 @@
-//! What differs between two views according to the model.
+//! The differences between two views according to the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use super::world::{Outcome, World, of};
 /// A name: its directory and itself.
 type Place = (Number, Vec<u8>);
 
-/// Paths with what is said of them; a renaming is reported as a removal and an addition.
+/// Paths with the reported changes; a rename is reported as a removal and an addition.
 type Reported = BTreeSet<(Vec<u8>, ChangeKind, bool)>;
 
 impl World {
@@ -23,8 +23,8 @@ impl World {
         let mut changes = Vec::new();
         let to_text = to.map(Title::text);
         let fs = &self.mount().fs;
-        let found = fs.diff_views(from.text(), to_text, &mut |change| changes.push(change));
-        let found = of(found.map_err(|error| error.errno()));
+        let actual = fs.diff_views(from.text(), to_text, &mut |change| changes.push(change));
+        let actual = of(actual.map_err(|error| error.errno()));
         let seen = |title: Title| {
             let mut kept = self.kept.iter();
             kept.find(|kept| (kept.kind, kept.name.as_str()) == (ViewKind::Snapshot, title.text()))
@@ -32,9 +32,9 @@ impl World {
         let (Some(before), Some(after)) =
             (seen(from), to.map_or(Some(None), |to| seen(to).map(Some)))
         else {
-            return (found, Outcome::Failed(Errno::ENOENT));
+            return (actual, Outcome::Failed(Errno::ENOENT));
         };
-        if found == Outcome::Done {
+        if actual == Outcome::Done {
             let now;
             let after: &Seen = match after {
                 Some(kept) => &kept.seen,
@@ -45,15 +45,15 @@ impl World {
             };
             compare(&changes, &before.seen, after);
         }
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 }
 
-fn compare(found: &[Change], before: &Seen, after: &Seen) {
-    assert!(found.is_sorted(), "in the order of paths: {found:?}");
+fn compare(actual: &[Change], before: &Seen, after: &Seen) {
+    assert!(actual.is_sorted(), "in the order of paths: {actual:?}");
     let mut reported = Reported::new();
     let mut renamed = 0;
-    for change in found {
+    for change in actual {
         let mut tell = |path: &[u8], kind| {
             let fresh = reported.insert((path.to_vec(), kind, change.is_directory));
             assert!(fresh, "reported twice: {change:?}");
@@ -119,7 +119,7 @@ fn differences(before: &Seen, after: &Seen) -> (Reported, usize) {
     (reported, renamed.sum())
 }
 
-/// True when an inode is not the same in both, but for the time of last access.
+/// True if an inode differs between both, except in the time of last access.
 fn differs(number: Number, before: &Seen, after: &Seen) -> bool {
     let essence = |seen: &Seen| {
         let (inode, attr) = (seen.model.inode(number), seen.attrs[&number]);
@@ -139,9 +139,9 @@ fn differs(number: Number, before: &Seen, after: &Seen) -> bool {
     differs
 }
 
-/// All names, with what each leads to and its path.
+/// All names, each with its inode and its path.
 fn places(model: &Model) -> BTreeMap<Place, (Number, Vec<u8>)> {
-    let mut found = BTreeMap::new();
+    let mut names = BTreeMap::new();
     let mut queue = vec![(ROOT, Vec::new())];
     while let Some((directory, path)) = queue.pop() {
         for (name, child) in &model.inode(directory).entries {
@@ -153,8 +153,8 @@ fn places(model: &Model) -> BTreeMap<Place, (Number, Vec<u8>)> {
             if model.inode(*child).is_directory() {
                 queue.push((*child, path.clone()));
             }
-            found.insert((directory, name.clone()), (*child, path));
+            names.insert((directory, name.clone()), (*child, path));
         }
     }
-    found
+    names
 }

@@ -1,7 +1,7 @@
-//! What an attacker makes who holds some keys and not others: wraps, superblocks, sealed pages.
+//! Data forged by an attacker who holds some keys and not others: wraps, superblocks, sealed pages.
 //!
-//! Written from `docs/FORMAT.md` over the ciphers themselves where the library has no function that
-//! would do it, since it must not.
+//! Written from `docs/FORMAT.md` over the ciphers themselves where the library has no such
+//! function, because it must not have one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ fn bytes_of(digits: &Value) -> Vec<u8> {
     hex::decode(digits.as_str().unwrap()).unwrap()
 }
 
-/// What is wrapped (section 6 of the format).
+/// The payload that is wrapped (section 6 of the format).
 fn payload(role: u8, volume: VolumeId, set: &KeySet) -> Vec<u8> {
     let mut bytes = b"bilayerK".to_vec();
     bytes.push(role);
@@ -107,13 +107,13 @@ fn payload(role: u8, volume: VolumeId, set: &KeySet) -> Vec<u8> {
     bytes
 }
 
-/// What a superblock says, without its MAC.
+/// The contents of a superblock, without its MAC.
 pub fn contents_of(superblock: &[u8]) -> Value {
     let line = superblock.split(|byte| *byte == b'\n').next().unwrap();
     serde_json::from_slice(line).unwrap()
 }
 
-/// All bytes of a superblock that says this, with the MAC of these key sets.
+/// All bytes of a superblock with these contents, and the MAC of these key sets.
 pub fn superblock(contents: &Value, sets: &[&KeySet]) -> Vec<u8> {
     let line = serde_json::to_vec(contents).unwrap();
     let mac = header_mac(sets, &line).unwrap();
@@ -122,7 +122,7 @@ pub fn superblock(contents: &Value, sets: &[&KeySet]) -> Vec<u8> {
     bytes
 }
 
-/// Puts a key set into the superblock as the active one; those that were there only read.
+/// Puts a key set into the superblock as the active one; the former ones become read-only.
 pub fn take_over(contents: &Value, entry: Value) -> Value {
     let mut contents = contents.clone();
     let sets = contents["key_sets"].as_array_mut().unwrap();
@@ -145,7 +145,8 @@ fn all_of(file: &dyn StoreFile) -> Vec<u8> {
     bytes
 }
 
-/// A stride of `meta` (or of a checkpoint), counted in the file: 0 and 1 are the slots of page 0.
+/// A stride of `meta` (or of a checkpoint), numbered by its position in the file: 0 and 1 are the
+/// slots of page 0.
 pub fn meta_stride(
     set: &Arc<KeySet>,
     crypto: CryptoId,
@@ -159,7 +160,7 @@ pub fn meta_stride(
     for _ in 0..=usize::from(stride == 1) {
         let offset = (page * META_PAYLOAD_BYTES) as u64;
         meta.write(offset, &[plain; META_PAYLOAD_BYTES]).unwrap();
-        // So that the next one goes to the other slot.
+        // So that the next write uses the other slot.
         meta.sync().unwrap();
     }
     all_of(&*file)[stride * META_STRIDE_BYTES..][..META_STRIDE_BYTES].to_vec()
@@ -189,7 +190,7 @@ pub fn contents_page(
     all_of(&*file)[page.0 as usize * PAGE_BYTES..].to_vec()
 }
 
-/// All bytes of a `meta` that holds an empty tree, whose root anybody may write to.
+/// All bytes of a `meta` with an empty tree, whose root directory anybody may write to.
 pub fn meta_of_an_empty_tree(set: &Arc<KeySet>, crypto: CryptoId, sequence: Sequence) -> Vec<u8> {
     let file = scratch();
     let meta = MetaFile::create_at(Arc::clone(&file), set, crypto, sequence).unwrap();

@@ -1,4 +1,4 @@
-//! Kept views beside clones of the model: what each must show for as long as it is there.
+//! Kept views beside clones of the model: the expected contents of each for as long as it exists.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use super::model::{Inode, Model, Number, ROOT};
 use super::operation::{Kind, Target, Title};
 use super::world::{Open, Outcome, World, first_difference, of, same};
 
-/// What was there when a view was taken.
+/// The contents when a view was taken.
 #[derive(Debug)]
 pub struct Seen {
-    /// Everything that had a name.
+    /// All named inodes.
     pub model: Model,
-    /// What `stat` showed of it.
+    /// Their attributes, as `stat` showed them.
     pub attrs: BTreeMap<Number, Attr>,
 }
 
@@ -30,17 +30,17 @@ pub struct Kept {
     pub kind: ViewKind,
     /// Its name.
     pub name: String,
-    /// Its number among views; 0 where the answer did not arrive.
+    /// Its view id; 0 if the response was lost.
     pub id: u16,
-    /// What it must show.
+    /// The expected contents.
     pub seen: Arc<Seen>,
 }
 
-/// What identifies a view to people.
+/// Kind and name of a view.
 pub type Label = (ViewKind, String);
 
 impl Kept {
-    /// What identifies it to people.
+    /// Its kind and name.
     pub fn label(&self) -> Label {
         (self.kind, self.name.clone())
     }
@@ -50,7 +50,7 @@ impl Kept {
         NodeId::new(ViewId(self.id), Ino(number)).expect("a file's number")
     }
 
-    /// Compares what `stat` shows of everything in it.
+    /// Compares the attributes of everything in it.
     pub fn compare_attributes(&self, mount: &Mount) {
         for (number, inode) in &self.seen.model.inodes {
             let attr = mount.fs.getattr(self.node(*number));
@@ -68,7 +68,7 @@ impl Kept {
         }
     }
 
-    /// Takes down what `stat` shows in it, where that could not be asked when it was taken.
+    /// Records the attributes of everything in it, if they could not be read when it was taken.
     pub fn see_attributes(&mut self, mount: &Mount) {
         let known = &self.seen.model;
         if self.seen.attrs.len() == known.inodes.len() {
@@ -94,8 +94,8 @@ impl Kept {
                 let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
                 assert_eq!(names, expected.collect::<Vec<_>>(), "names in {what}");
                 for (name, child) in &inode.entries {
-                    let found = mount.lookup(node, name).expect("lookup in a view");
-                    assert_eq!(found.node, self.node(*child), "a name in {what}");
+                    let actual = mount.lookup(node, name).expect("lookup in a view");
+                    assert_eq!(actual.node, self.node(*child), "a name in {what}");
                 }
             }
             FileKind::Symlink => {
@@ -110,8 +110,8 @@ impl Kept {
     pub fn compare_contents(&self, mount: &Mount, number: Number) {
         let inode = self.seen.model.inode(number);
         if inode.kind == FileKind::Regular {
-            let found = mount.contents(self.node(number));
-            let same = first_difference(&found, &inode.data);
+            let actual = mount.contents(self.node(number));
+            let same = first_difference(&actual, &inode.data);
             let label = self.label();
             assert_eq!(same, Outcome::Done, "contents of {number} in {label:?}");
         }
@@ -125,8 +125,8 @@ impl Kept {
             self.compare_contents(mount, *number);
         }
         let attr = mount.lookup(NodeId::ROOT, directory_name(self.kind));
-        let found = mount.lookup(attr.expect("lookup").node, self.name.as_bytes());
-        assert_eq!(found.expect("lookup of a view").node, self.node(ROOT));
+        let actual = mount.lookup(attr.expect("lookup").node, self.name.as_bytes());
+        assert_eq!(actual.expect("lookup of a view").node, self.node(ROOT));
     }
 }
 
@@ -137,7 +137,7 @@ const fn directory_name(kind: ViewKind) -> &'static [u8] {
     }
 }
 
-/// The views that the filesystem says there are.
+/// The views that the filesystem lists.
 pub fn listed(mount: &Mount) -> Vec<ViewInfo> {
     let kinds = [ViewKind::Snapshot, ViewKind::Image].into_iter();
     let views = kinds.flat_map(|kind| mount.fs.views(kind).expect("list of views"));
@@ -152,7 +152,7 @@ fn view_kind(kind: Kind) -> ViewKind {
 }
 
 impl World {
-    /// The kept views are these and show what was there when they were taken.
+    /// The kept views are exactly these, and show the contents of when they were taken.
     pub fn compare_kept(&self) {
         self.compare_list();
         for kept in &self.kept {
@@ -162,14 +162,14 @@ impl World {
 
     fn compare_list(&self) {
         let views = listed(self.mount());
-        let mut found: Vec<_> = views.iter().map(|v| (v.kind, v.name.clone())).collect();
+        let mut actual: Vec<_> = views.iter().map(|v| (v.kind, v.name.clone())).collect();
         let mut expected: Vec<_> = self.kept.iter().map(Kept::label).collect();
-        found.sort_by_key(|label| format!("{label:?}"));
+        actual.sort_by_key(|label| format!("{label:?}"));
         expected.sort_by_key(|label| format!("{label:?}"));
-        assert_eq!(found, expected, "kept views");
+        assert_eq!(actual, expected, "kept views");
     }
 
-    /// The same as far as it is cheap: attributes, and all of a few inodes.
+    /// A cheap comparison: attributes, and everything of a few inodes.
     pub fn glance_at_kept(&self, touched: Option<Number>, turn: usize) {
         let mount = self.mount();
         for kept in &self.kept {
@@ -184,13 +184,13 @@ impl World {
         }
     }
 
-    /// What is there now, as a view taken now would have to show it.
+    /// The present contents, as a view taken now would have to show them.
     pub fn seen_now(&self) -> Seen {
         let mut model = self.model.clone();
         model.forget_unused(&[]);
         let mut attrs = BTreeMap::new();
         for (number, inode) in &mut model.inodes {
-            // Once the power is gone nothing can be asked.
+            // After a power cut no request succeeds.
             if let Ok(attr) = self.mount().fs.getattr(NodeId(*number)) {
                 inode.mtime = Some(attr.mtime);
                 attrs.insert(*number, Attr { blocks: 0, ..attr });
@@ -199,10 +199,10 @@ impl World {
         Seen { model, attrs }
     }
 
-    /// What `stat` shows in a view is taken down when it is first seen; later it must not change.
+    /// The attributes in a view are recorded when it is first seen; later they must not change.
     fn first_sight(&self, id: u16, mut seen: Seen) -> Seen {
         if ViewId(id) == ViewId::LIVE {
-            // It is not known whether there is one.
+            // Not certain that it exists.
             seen.attrs.clear();
         }
         for (number, then) in &mut seen.attrs {
@@ -215,12 +215,12 @@ impl World {
         seen
     }
 
-    /// True when there is a snapshot of that name.
+    /// True if there is a snapshot of that name.
     pub fn shows(&self, title: Title) -> bool {
         self.find(ViewKind::Snapshot, title.text()).is_some()
     }
 
-    /// The place in the list of the view of that name.
+    /// The index of the view of that name.
     pub fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
         let mut kept = self.kept.iter();
         kept.position(|kept| kept.kind == kind && kept.name == name)
@@ -230,12 +230,12 @@ impl World {
     pub fn keep(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
         let (kind, name) = (view_kind(kind), title.text());
         let seen = self.seen_now();
-        let found = self.mount().fs.create_view(kind, name, None, "");
+        let actual = self.mount().fs.create_view(kind, name, None, "");
         if self.find(kind, name).is_some() {
-            return (views_answer(found.map(|_| ())), failed(Errno::EEXIST));
+            return (views_answer(actual.map(|_| ())), failed(Errno::EEXIST));
         }
-        // The number is not known where the answer did not arrive.
-        let id = found.as_ref().map_or(0, |info| info.id);
+        // The id is not known if the response was lost.
+        let id = actual.as_ref().map_or(0, |info| info.id);
         let seen = Arc::new(self.first_sight(id, seen));
         let name = name.to_owned();
         self.kept.push(Kept {
@@ -244,24 +244,24 @@ impl World {
             id,
             seen,
         });
-        (views_answer(found.map(|_| ())), Outcome::Done)
+        (views_answer(actual.map(|_| ())), Outcome::Done)
     }
 
     /// Makes an image of a snapshot.
     pub fn keep_again(&mut self, from: Title, title: Title) -> (Outcome, Outcome) {
         let kind = ViewKind::Image;
         let (from, name) = (from.text(), title.text());
-        let found = self
+        let actual = self
             .mount()
             .fs
             .create_view(kind, name, Some(from), "from a snapshot");
-        let id = found.as_ref().map_or(0, |info| info.id);
-        let found = views_answer(found.map(|_| ()));
+        let id = actual.as_ref().map_or(0, |info| info.id);
+        let actual = views_answer(actual.map(|_| ()));
         if self.find(kind, name).is_some() {
-            return (found, failed(Errno::EEXIST));
+            return (actual, failed(Errno::EEXIST));
         }
         let Some(at) = self.find(ViewKind::Snapshot, from) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let seen = Arc::clone(&self.kept[at].seen);
         let name = name.to_owned();
@@ -271,46 +271,46 @@ impl World {
             id,
             seen,
         });
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Deletes a view.
     pub fn drop_kept(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
         let (kind, name) = (view_kind(kind), title.text());
-        let found = views_answer(self.mount().fs.delete_view(kind, name));
+        let actual = views_answer(self.mount().fs.delete_view(kind, name));
         let Some(at) = self.find(kind, name) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let id = ViewId(self.kept[at].id);
         if self.kept_open.iter().any(|open| open.node.view() == id) {
-            return (found, failed(Errno::EBUSY));
+            return (actual, failed(Errno::EBUSY));
         }
         self.kept.remove(at);
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Renames a view.
     pub fn rename_kept(&mut self, kind: Kind, title: Title, to: Title) -> (Outcome, Outcome) {
         let (kind, name, to) = (view_kind(kind), title.text(), to.text());
-        let found = views_answer(self.mount().fs.rename_view(kind, name, to));
+        let actual = views_answer(self.mount().fs.rename_view(kind, name, to));
         let Some(at) = self.find(kind, name) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         if name != to && self.find(kind, to).is_some() {
-            return (found, failed(Errno::EEXIST));
+            return (actual, failed(Errno::EEXIST));
         }
         self.kept[at].name = to.to_owned();
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
-    /// Removes everything that deleted views held.
+    /// Removes everything that only deleted views used.
     pub fn purge(&self) -> (Outcome, Outcome) {
-        let found = self.mount().fs.finish_purge();
-        let found = found.map_err(|error| error.errno());
-        (of(found), Outcome::Done)
+        let actual = self.mount().fs.finish_purge();
+        let actual = actual.map_err(|error| error.errno());
+        (of(actual), Outcome::Done)
     }
 
-    /// Opens a file of a view and keeps it open; its contents are looked at when it is closed.
+    /// Opens a file of a view and keeps it open; its contents are compared when it is closed.
     pub fn open_kept(&mut self, view: u8, file: Target) -> (Outcome, Outcome) {
         const OPEN_MAX: usize = 2;
         if self.kept.is_empty() || self.kept_open.len() >= OPEN_MAX {
@@ -324,12 +324,12 @@ impl World {
         let number = files[usize::from(file.0) % files.len()];
         let node = kept.node(number);
         let fs = &self.mount().fs;
-        let found = fs.open_file(&super::USER, node, libc::O_RDONLY);
-        if let Ok(handle) = found {
+        let actual = fs.open_file(&super::USER, node, libc::O_RDONLY);
+        if let Ok(handle) = actual {
             let data = Arc::clone(&kept.seen.model.inode(number).data);
             self.kept_open.push(KeptOpen { node, handle, data });
         }
-        (of(found.map(|_| ())), Outcome::Done)
+        (of(actual.map(|_| ())), Outcome::Done)
     }
 
     /// Closes a file of a view, and compares its contents.
@@ -339,19 +339,19 @@ impl World {
         }
         let open = usize::from(choice) % self.kept_open.len();
         let KeptOpen { node, handle, data } = self.kept_open.remove(open);
-        let found = self.mount().contents_of(node, handle);
+        let actual = self.mount().contents_of(node, handle);
         self.mount().fs.release(node, handle);
-        let found = found.map_or_else(Outcome::Failed, |found| first_difference(&found, &data));
-        (found, Outcome::Done)
+        let actual = actual.map_or_else(Outcome::Failed, |actual| first_difference(&actual, &data));
+        (actual, Outcome::Done)
     }
 
     // ---- taking back -----------------------------------------------------------------------
 
-    /// The live view goes back to a snapshot; what is open and was not there stays as an orphan.
+    /// Restores the live view from a snapshot; files that are open and not in it stay as orphans.
     pub fn restore(&mut self, title: Title) -> (Outcome, Outcome) {
-        let found = views_answer(self.mount().fs.restore(title.text(), None));
+        let actual = views_answer(self.mount().fs.restore(title.text(), None));
         let Some(at) = self.find(ViewKind::Snapshot, title.text()) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let seen = Arc::clone(&self.kept[at].seen);
         let mut model = seen.model.clone();
@@ -363,10 +363,10 @@ impl World {
             }
         }
         self.model = model;
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
-    /// One path goes back: the copy takes the place of what is there.
+    /// Restores one path: the copy replaces what is there.
     pub fn restore_path(&mut self, title: Title, directory: u8, entry: u8) -> (Outcome, Outcome) {
         let Some(at) = self.find(ViewKind::Snapshot, title.text()) else {
             return same();
@@ -375,17 +375,17 @@ impl World {
         let directories = seen.model.directories();
         let from = directories[usize::from(directory) % directories.len()];
         let entries = &seen.model.inode(from).entries;
-        // Now and then a name that is not there.
+        // Sometimes a name that does not exist.
         let name = entries.keys().nth(usize::from(entry) % (entries.len() + 1));
         let name = name.map_or(b"missing".to_vec(), Clone::clone);
         let mut path = seen.model.path_of(from);
         path.push(name.clone());
         let text = String::from_utf8(path.join(&b'/')).expect("names are ASCII");
-        let found = self.mount().fs.restore(title.text(), Some(text.as_ref()));
-        let found = views_answer(found);
+        let actual = self.mount().fs.restore(title.text(), Some(text.as_ref()));
+        let actual = views_answer(actual);
         let parent = self.model.walk(&path[..path.len() - 1]);
         let (Some(copied), Some(parent)) = (entries.get(&name), parent) else {
-            return (found, failed(Errno::ENOENT));
+            return (actual, failed(Errno::ENOENT));
         };
         let copy = Copy {
             from: *copied,
@@ -393,15 +393,15 @@ impl World {
             parent,
             name,
         };
-        if found == Outcome::Done {
+        if actual == Outcome::Done {
             self.model = self.with_copy(&copy).expect("the copy is in its place");
         } else {
             self.doubt = Some(copy);
         }
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
-    /// The model after a copy has taken its place; `None` where the filesystem does not show it.
+    /// The model after a copy has replaced the path; `None` if the filesystem does not show that.
     pub fn with_copy(&self, copy: &Copy) -> Option<Model> {
         let (parent, name, then) = (NodeId(copy.parent), &copy.name, &copy.seen.model);
         let mut numbers = BTreeMap::new();
@@ -417,7 +417,7 @@ impl World {
         Some(model)
     }
 
-    /// Numbers that the copy of a tree got. False where it is not there.
+    /// Inode numbers that the copy of a tree got. False if it does not exist.
     fn numbers_of(
         &self,
         parent: NodeId,
@@ -426,17 +426,17 @@ impl World {
         from: Number,
         numbers: &mut BTreeMap<Number, Number>,
     ) -> bool {
-        let Ok(found) = self.mount().lookup(parent, name) else {
+        let Ok(attr) = self.mount().lookup(parent, name) else {
             return false;
         };
-        let known = *numbers.entry(from).or_insert(found.node.0);
+        let known = *numbers.entry(from).or_insert(attr.node.0);
         let mut below = model.inode(from).entries.iter();
-        known == found.node.0
-            && below.all(|(name, child)| self.numbers_of(found.node, name, model, *child, numbers))
+        known == attr.node.0
+            && below.all(|(name, child)| self.numbers_of(attr.node, name, model, *child, numbers))
     }
 }
 
-/// A copy of what a view shows, in the place of what was there.
+/// Replaces the path by a copy of what a view shows.
 #[derive(Clone, Debug)]
 pub struct Copy {
     seen: Arc<Seen>,
@@ -452,11 +452,11 @@ pub struct KeptOpen {
     pub node: NodeId,
     /// Its handle.
     pub handle: bilayer::fs::types::Handle,
-    /// What it must read as.
+    /// The contents that it must have.
     pub data: Arc<Vec<u8>>,
 }
 
-/// That error.
+/// An outcome with that error.
 pub fn failed(errno: Errno) -> Outcome {
     Outcome::Failed(errno)
 }
@@ -473,8 +473,8 @@ impl Model {
         while directory != ROOT {
             let parent = self.inode(directory).parent;
             let mut entries = self.inode(parent).entries.iter();
-            let found = entries.find(|(_, child)| **child == directory);
-            path.push(found.expect("a directory has a name").0.clone());
+            let entry = entries.find(|(_, child)| **child == directory);
+            path.push(entry.expect("a directory has a name").0.clone());
             directory = parent;
         }
         path.reverse();
@@ -484,12 +484,12 @@ impl Model {
     /// The directory at a path.
     pub fn walk(&self, path: &[Vec<u8>]) -> Option<Number> {
         path.iter().try_fold(ROOT, |at, name| {
-            let found = self.entry(at, name).ok()?;
-            self.inode(found).is_directory().then_some(found)
+            let entry = self.entry(at, name).ok()?;
+            self.inode(entry).is_directory().then_some(entry)
         })
     }
 
-    /// Takes a name away with all that is below it.
+    /// Removes a name with everything below it.
     pub fn remove_tree(&mut self, directory: Number, name: &[u8]) {
         let Ok(number) = self.entry(directory, name) else {
             return;

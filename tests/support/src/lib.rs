@@ -1,9 +1,10 @@
-//! Set-up that the tests share. This page has a volume in memory with a filesystem on it, for tests
-//! without a mount; [`real`] has the built program and mounts through the kernel; [`world`] is the
-//! filesystem beside a model of it; [`fuzz_targets`] are run by the fuzzer and over kept inputs.
+//! Set-up that the tests share. This module has a volume in memory with a filesystem on it, for
+//! tests without a mount; [`real`] has the built program and mounts through the kernel; [`world`]
+//! is the filesystem beside a model of it; [`fuzz_targets`] are run by the fuzzer and over kept
+//! inputs.
 //!
-//! No reference of a kernel is kept: what a helper looks up or makes it forgets again, so only
-//! open handles keep an unlinked file alive.
+//! Nothing keeps references as a kernel does: a helper forgets each inode that it looks up or
+//! creates, so only open handles keep an unlinked file alive.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(
     clippy::new_without_default,
@@ -66,7 +67,7 @@ pub const ADMIN: Caller = Caller {
 /// The root directory.
 pub const ROOT: NodeId = NodeId::ROOT;
 
-/// Options under which only fsync, close and renaming over a name commit.
+/// Options under which only fsync, close and a rename over a name commit.
 pub fn quiet() -> FilesystemOptions {
     FilesystemOptions {
         commit_interval: Duration::from_secs(3600),
@@ -76,23 +77,23 @@ pub fn quiet() -> FilesystemOptions {
     }
 }
 
-/// Directory of the platform keystore. Kept in memory where there is such a filesystem: every
-/// commit in the background updates a record in it.
+/// Directory of the platform keystore. In memory if there is such a filesystem: every commit in the
+/// background updates a record in it.
 pub fn keystore() -> Arc<tempfile::TempDir> {
     let memory = Path::new("/dev/shm");
     let made = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir());
     Arc::new(made.expect("a directory for the keystore"))
 }
 
-/// The keystore as it is now, for one of several futures: in one it gets to know of commits that
-/// never come about in another.
+/// A copy of the keystore, for a test that continues in several ways: it must not learn of the
+/// commits of the others.
 pub fn fork(keystore: &tempfile::TempDir) -> Arc<tempfile::TempDir> {
     let fork = self::keystore();
     copy_tree(keystore.path(), fork.path());
     fork
 }
 
-/// Copies a directory with everything in it.
+/// Copies a directory recursively.
 pub fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("list") {
         let entry = entry.expect("entry");
@@ -107,7 +108,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Makes a platform-managed volume with an empty filesystem.
+/// Creates a platform-managed volume with an empty filesystem.
 pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
     let options = CreateOptions {
         keystore: keystore.join("platform"),
@@ -117,7 +118,7 @@ pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
     format_in(Arc::new(store.clone()), &options);
 }
 
-/// The same anywhere.
+/// Creates a volume of this size in any store.
 pub fn format_in(store: Arc<dyn Store>, options: &CreateOptions) {
     volume::create_empty(store, options, &mut |fresh| {
         Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
@@ -125,12 +126,12 @@ pub fn format_in(store: Arc<dyn Store>, options: &CreateOptions) {
     .expect("create");
 }
 
-/// Opens the volume below a filesystem.
+/// Opens a volume, without a filesystem on it.
 pub fn open_volume(store: &FaultyStore, keystore: &Path, read_only: bool) -> Volume {
     try_open_volume(Arc::new(store.clone()), keystore, read_only).expect("open the volume")
 }
 
-/// The same where it may fail.
+/// Opens a volume; the test expects that this may fail.
 pub fn try_open_volume(
     store: Arc<dyn Store>,
     keystore: &Path,
@@ -157,7 +158,7 @@ pub fn directory_of(store: &FaultyStore, at: &StorePath) -> Arc<dyn Store> {
 pub struct Mount {
     /// The platform keystore, on a disk.
     pub keystore: Arc<tempfile::TempDir>,
-    /// What the volume is stored in.
+    /// The store that contains the volume.
     pub store: FaultyStore,
     /// The volume's directory in the store.
     pub at: StorePath,
@@ -208,12 +209,12 @@ impl Mount {
         })
     }
 
-    /// Closes and opens again; in between everything that is counted is counted again.
+    /// Closes and opens again; in between everything is counted again.
     pub fn reopen(self) -> Self {
         let (store, at, keystore, options) = self.end();
-        let found = audit::audit_at(&store, &at, keystore.path());
+        let totals = audit::audit_at(&store, &at, keystore.path());
         let again = Self::open_at(store, at, keystore, options).expect("open again");
-        again.compare_usage(&found);
+        again.compare_usage(&totals);
         again
     }
 
@@ -229,18 +230,18 @@ impl Mount {
         (self.store, self.at, self.keystore, self.options)
     }
 
-    /// What the filesystem says it holds is what was counted.
-    pub fn compare_usage(&self, found: &audit::Found) {
+    /// The filesystem's counters agree with the counts.
+    pub fn compare_usage(&self, totals: &audit::Totals) {
         let usage = self.fs.usage();
-        let used_bytes = found.pages * 4096 + found.record_bytes;
+        let used_bytes = totals.pages * 4096 + totals.record_bytes;
         assert_eq!(usage.used_bytes, used_bytes, "used bytes");
-        assert_eq!(usage.inodes, found.inodes, "inodes");
+        assert_eq!(usage.inodes, totals.inodes, "inodes");
     }
 
     /// Ends the process without notice and opens again.
     pub fn kill(self) -> Self {
         self.store.restart_process();
-        // Only ends its thread: the store refuses everything that belongs to the former life.
+        // Only ends its thread: the store refuses every call of the former process.
         let _ = self.fs.close();
         let (store, at, keystore, options) = (self.store, self.at, self.keystore, self.options);
         drop(self.fs);
@@ -248,7 +249,7 @@ impl Mount {
     }
 
     /// Closes and counts.
-    pub fn finish(self) -> audit::Found {
+    pub fn finish(self) -> audit::Totals {
         let (store, at, keystore, _) = self.end();
         audit::audit_at(&store, &at, keystore.path())
     }
@@ -260,7 +261,7 @@ impl Mount {
         self.fs.release_dir(ROOT, handle);
     }
 
-    /// Looks a name up, and forgets the kernel's reference again.
+    /// Looks a name up, and forgets the reference again.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         let attr = self.fs.lookup(parent, name)?;
         self.fs.forget(attr.node, 1);
@@ -271,14 +272,13 @@ impl Mount {
     pub fn at(&self, path: &str) -> NodeId {
         let parts = path.split('/').filter(|part| !part.is_empty());
         parts.fold(ROOT, |node, part| {
-            let found = self.lookup(node, part.as_bytes());
-            found
-                .unwrap_or_else(|error| panic!("{path}: {error:?}"))
+            let attr = self.lookup(node, part.as_bytes());
+            attr.unwrap_or_else(|error| panic!("{path}: {error:?}"))
                 .node
         })
     }
 
-    /// Makes a directory as an ordinary user.
+    /// Creates a directory as an ordinary user.
     pub fn mkdir(&self, parent: NodeId, name: &str) -> NodeId {
         let attr = self.fs.mkdir(&USER, parent, name.as_bytes(), 0o755);
         let node = attr.expect("mkdir").node;
@@ -286,7 +286,7 @@ impl Mount {
         node
     }
 
-    /// Makes a file and keeps it open.
+    /// Creates a file and keeps it open.
     pub fn create(&self, parent: NodeId, name: &str) -> (NodeId, Handle) {
         let made = self
             .fs
@@ -296,7 +296,7 @@ impl Mount {
         (attr.node, handle)
     }
 
-    /// Makes a file with contents and closes it.
+    /// Creates a file with contents and closes it.
     pub fn file(&self, parent: NodeId, name: &str, contents: &[u8]) -> NodeId {
         let (node, handle) = self.create(parent, name);
         self.put(node, handle, 0, contents);
@@ -369,7 +369,7 @@ impl Mount {
     }
 }
 
-/// Bytes that say where they are and which write they come from.
+/// Bytes that depend on their position and on the write.
 pub fn pattern(seed: u8, offset: u64, len: usize) -> Vec<u8> {
     (offset..offset + len as u64)
         .map(|at| (at as u8) ^ ((at >> 8) as u8).wrapping_mul(3) ^ seed.wrapping_mul(37) | 1)

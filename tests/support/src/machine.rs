@@ -1,4 +1,4 @@
-//! A machine that has the helpers of mount(8), as `mount-helper/install` puts them in place.
+//! A machine with the helpers of mount(8), installed as by `mount-helper/install`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,19 +13,19 @@ const LIMIT: Duration = Duration::from_secs(100);
 
 /// A place, and a namespace of its own whose /sbin has the helpers.
 pub struct Machine {
-    /// Where its helpers are seen.
+    /// The namespace in which its helpers are installed.
     pub namespace: Namespace,
-    /// Where it works.
+    /// The directory in which it works.
     pub place: Place,
 }
 
 impl Machine {
-    /// A machine for a test; `None`, after saying so, where there can be none.
+    /// A machine for a test; `None`, after a message, if there can be none.
     pub fn new(test: &'static str) -> Option<Self> {
         Self::in_place(Place::new(test, LIMIT)?, test)
     }
 
-    /// Where other users may come in too.
+    /// A machine in a directory that other users may enter.
     pub fn open_to_users(test: &'static str) -> Option<Self> {
         drop(Place::new(test, LIMIT)?);
         let place = Place::at(test, LIMIT, Path::new("/var/tmp"));
@@ -59,7 +59,7 @@ impl Machine {
         Some(Self { namespace, place })
     }
 
-    /// A command of these words, to be run in here.
+    /// A command of these words, to be run in the namespace.
     pub fn command(&self, words: &str) -> Command {
         let mut words = words.split_whitespace();
         let mut command = command(words.next().unwrap(), words);
@@ -73,7 +73,7 @@ impl Machine {
         run_when_free(&mut self.command(words)).silent();
     }
 
-    /// Fails with that code and says so in words that begin like this.
+    /// Fails unless the command fails with that code, and a message that begins with `says`.
     #[track_caller]
     pub fn refused(&self, words: &str, code: i32, beginning: &str) {
         let outcome = run(&mut self.command(words));
@@ -104,23 +104,23 @@ impl Machine {
         pid
     }
 
-    /// Where `mnt` of the place leads to.
+    /// The target of `mnt` of the place.
     pub fn mount_point(&self) -> PathBuf {
         self.place.path("mnt").canonicalize().unwrap()
     }
 
-    /// A path of the place, seen from outside.
+    /// A path of the place, as seen from outside the namespace.
     pub fn see(&self, name: &str) -> PathBuf {
         self.namespace.see(&self.place.path(name))
     }
 
-    /// Runs it to its end, however that is.
+    /// Runs a command to its end, with any outcome.
     #[track_caller]
     pub fn end_of(&self, words: &str) -> Outcome {
         run(&mut self.command(words))
     }
 
-    /// What it prints.
+    /// The output of a command.
     #[track_caller]
     pub fn output(&self, words: &str) -> String {
         self.end_of(words).done().stdout
@@ -132,13 +132,13 @@ impl Machine {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Lays these lines over /etc/fstab. Only once.
+    /// Covers /etc/fstab with these lines. Only once.
     pub fn fstab(&self, lines: &str) {
         fs::write(self.place.path("fstab"), lines).unwrap();
         self.run("mount --bind fstab /etc/fstab");
     }
 
-    /// What of this filesystem is mounted in the place: where, in the order in which it was made.
+    /// The mounts of this filesystem in the place, in the order in which they were made.
     pub fn mounted(&self) -> Vec<PathBuf> {
         self.namespace.mounts_in(&self.place.path(""))
     }

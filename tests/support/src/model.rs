@@ -1,4 +1,4 @@
-//! A filesystem as simple as can be: what the real one is compared with.
+//! A simple model of a filesystem, with which the real one is compared.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bilayer::fs::types::{FileKind, RenameFlags, Timespec, XattrMode};
 /// The number of an inode.
 pub type Number = u64;
 
-/// An inode and everything in it.
+/// An inode with its contents.
 #[derive(Clone, Debug)]
 pub struct Inode {
     /// Kind of file.
@@ -24,7 +24,7 @@ pub struct Inode {
     pub nlink: u32,
     /// The directory that holds this directory; 0 for others.
     pub parent: Number,
-    /// Known only when it was set and nothing has changed since.
+    /// Known only if it was set and nothing has changed since.
     pub mtime: Option<Timespec>,
     /// Contents of a regular file.
     pub data: Arc<Vec<u8>>,
@@ -63,7 +63,7 @@ impl Inode {
 /// A whole filesystem.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// All inodes, those without a name but in use included.
+    /// All inodes, including those without a name that are in use.
     pub inodes: BTreeMap<Number, Inode>,
 }
 
@@ -92,8 +92,8 @@ impl Model {
 
     /// The inode of a name in a directory.
     pub fn entry(&self, dir: Number, name: &[u8]) -> Result<Number, Errno> {
-        let found = self.inode(dir).entries.get(name);
-        found.copied().ok_or(Errno::ENOENT)
+        let entry = self.inode(dir).entries.get(name);
+        entry.copied().ok_or(Errno::ENOENT)
     }
 
     /// Directories that have a name.
@@ -107,11 +107,11 @@ impl Model {
     }
 
     fn numbers(&self, wanted: impl Fn(&Inode) -> bool) -> Vec<Number> {
-        let found = self.inodes.iter().filter(|(_, inode)| wanted(inode));
-        found.map(|(number, _)| *number).collect()
+        let inodes = self.inodes.iter().filter(|(_, inode)| wanted(inode));
+        inodes.map(|(number, _)| *number).collect()
     }
 
-    /// Whether a name can be made in a directory.
+    /// Whether a name can be created in a directory.
     pub fn may_make(&self, dir: Number, name: &[u8]) -> Result<(), Errno> {
         match self.entry(dir, name) {
             Ok(_) => Err(Errno::EEXIST),
@@ -345,21 +345,21 @@ impl Model {
 
     /// Names, kinds, owners, modes and attributes by path: all but contents and lengths.
     pub fn namespace(&self) -> BTreeMap<String, String> {
-        let mut found = BTreeMap::new();
-        self.describe(ROOT, String::from("/"), &mut found);
-        found
+        let mut lines = BTreeMap::new();
+        self.describe(ROOT, String::from("/"), &mut lines);
+        lines
     }
 
-    fn describe(&self, number: Number, path: String, found: &mut BTreeMap<String, String>) {
+    fn describe(&self, number: Number, path: String, lines: &mut BTreeMap<String, String>) {
         let inode = self.inode(number);
         for (name, child) in &inode.entries {
             let name = String::from_utf8_lossy(name);
-            self.describe(*child, format!("{path}{name}/"), found);
+            self.describe(*child, format!("{path}{name}/"), lines);
         }
         let text = format!(
             "{number} {:?} {:o} {}:{} links {} {:?} {:?}",
             inode.kind, inode.perm, inode.uid, inode.gid, inode.nlink, inode.target, inode.xattrs
         );
-        found.insert(path, text);
+        lines.insert(path, text);
     }
 }

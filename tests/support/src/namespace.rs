@@ -1,5 +1,5 @@
-//! A mount namespace of a test's own: the helpers in /sbin, and a FUSE device open to users,
-//! without changing the machine.
+//! A mount namespace of a test's own: the helpers in /sbin, and a FUSE device that users may open,
+//! without changes to the machine.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,14 +10,14 @@ use rustix::process::{Signal, kill_process};
 
 use crate::real::{Place, command, have, need, pid_of, run, scratch_directory};
 
-/// A mount namespace, held by a process that waits.
+/// A mount namespace, kept by a process that waits.
 pub struct Namespace {
     holder: Child,
     root: PathBuf,
 }
 
 impl Namespace {
-    /// A new one that nothing gets out of; `None`, after saying so, where that is not possible.
+    /// A new one, from which no mount propagates; `None`, after a message, if that is not possible.
     pub fn new(place: &Place, test: &str) -> Option<Self> {
         if !need(
             have("unshare") && have("nsenter"),
@@ -47,8 +47,8 @@ impl Namespace {
         Some(this)
     }
 
-    /// Mounts of tests that run now, of this run or another, were copied too, and would live on in
-    /// here when those tests unmount them.
+    /// The namespace has copies of the mounts of other tests, of this run or another, which would
+    /// stay here when those tests unmount them.
     fn leave_mounts_of_others(&self) {
         let tests = scratch_directory();
         let mounts = self.mounts();
@@ -57,12 +57,12 @@ impl Namespace {
         };
         for (dir, _) in mounts.iter().rev().filter(of_tests) {
             let mut umount = command("umount", ["-i", "-l"]);
-            // It may have gone meanwhile with what it was mounted in.
+            // It may be gone already, with the filesystem in which it was mounted.
             let _ = run(&mut self.inside(umount.arg(dir)));
         }
     }
 
-    /// The same command, in here.
+    /// The same command, inside the namespace.
     pub fn inside(&self, command: &Command) -> Command {
         let pid = self.holder.id();
         let mut nsenter = Command::new("nsenter");
@@ -83,18 +83,18 @@ impl Namespace {
         nsenter
     }
 
-    /// A path in here, seen from outside.
+    /// A path inside the namespace, as seen from outside.
     pub fn see(&self, path: &Path) -> PathBuf {
         let root = format!("/proc/{}/root", self.holder.id());
         Path::new(&root).join(path.strip_prefix("/").unwrap())
     }
 
-    /// True when something is mounted there in here.
+    /// True if something is mounted there inside the namespace.
     pub fn is_mount_point(&self, dir: &Path) -> bool {
         self.mounts().iter().any(|(mounted, _)| mounted == dir)
     }
 
-    /// Where this filesystem is mounted within that directory.
+    /// The mount points of this filesystem within that directory.
     pub fn mounts_in(&self, dir: &Path) -> Vec<PathBuf> {
         let dir = dir.canonicalize().unwrap();
         let ours = |(mounted, kind): (PathBuf, String)| {
@@ -103,7 +103,7 @@ impl Namespace {
         self.mounts().into_iter().filter_map(ours).collect()
     }
 
-    /// Where what type of filesystem is mounted.
+    /// Mount points and types of all filesystems.
     fn mounts(&self) -> Vec<(PathBuf, String)> {
         let mounts = fs::read(format!("/proc/{}/mountinfo", self.holder.id()));
         let mounts = String::from_utf8_lossy(&mounts.unwrap_or_default()).into_owned();
@@ -115,7 +115,7 @@ impl Namespace {
         mounts.lines().filter_map(parse).collect()
     }
 
-    /// Lays these files over /sbin.
+    /// Covers these files in /sbin.
     pub fn add_to_sbin(&self, files: &Path) {
         let sbin = fs::canonicalize("/sbin").unwrap();
         let options = format!("lowerdir={}:{}", files.display(), sbin.display());
@@ -123,7 +123,7 @@ impl Namespace {
         run(&mut self.inside(overlay.arg(&sbin))).silent();
     }
 
-    /// A FUSE device that users may open, as distributions have it.
+    /// A FUSE device that users may open, as on distributions.
     pub fn open_fuse_device_to_users(&self, place: &Place) {
         let device = place.path("fuse");
         let script = "mknod -m 666 \"$0\" c 10 229 && mount --bind \"$0\" /dev/fuse";

@@ -1,15 +1,15 @@
-//! Random operations and how they are drawn.
+//! Random operations, and how they are drawn.
 
 use proptest::prelude::*;
 
 use super::{CHUNK, PAGE};
 
-/// Names are few, so that operations meet.
+/// Few names, so that operations often concern the same ones.
 pub const NAMES: [&[u8]; 6] = [b"a", b"b", b"c", b"d", b"e", b"f"];
 /// Names of extended attributes.
 pub const XATTRS: [&[u8]; 3] = [b"user.one", b"user.two", b"trusted.three"];
 
-/// A directory and a name in it: the directory is chosen among those there are.
+/// A directory and a name in it: the directory is chosen among the existing ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// Chooses the directory.
@@ -22,7 +22,7 @@ pub struct Place {
 #[derive(Clone, Copy, Debug)]
 pub struct Target(pub u8);
 
-/// Names of views are few, too.
+/// Few names of views, too.
 pub const TITLES: [&str; 4] = ["one", "two", "three", "four"];
 
 /// The name of a view.
@@ -36,7 +36,7 @@ impl Title {
     }
 }
 
-/// What a view is kept for.
+/// Kind of a view.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A snapshot.
@@ -187,13 +187,13 @@ pub enum Operation {
     Fdatasync(Target),
     /// fsync of a directory.
     FsyncDir(u8),
-    /// What the commit timer does.
+    /// The work of the commit timer.
     Maintain,
     /// Commits everything.
     Commit,
     /// Unmounts and mounts again.
     Reopen,
-    /// Everything durable, then the end of the process without notice.
+    /// Makes everything durable, then ends the process without notice.
     Kill,
     /// Takes a snapshot or makes an image.
     Keep(Kind, Title),
@@ -208,26 +208,26 @@ pub enum Operation {
     Drop(Kind, Title),
     /// Renames a view.
     RenameKept(Kind, Title, Title),
-    /// A copy of the metadata, for who would have to do without them.
+    /// A checkpoint of the metadata.
     Checkpoint,
-    /// A volume of its own is made from an image, beside this one.
+    /// Makes a volume from an image, beside this one.
     Deploy(Title),
-    /// What dropped views held goes.
+    /// Drops everything that only deleted views used.
     Purge,
-    /// Opens a file of a view, so that it is not to be dropped.
+    /// Opens a file of a view, so that the view cannot be deleted.
     OpenKept(u8, Target),
     /// Closes a file of a view.
     CloseKept(u8),
     /// Restores all of a snapshot.
     Restore(Title),
-    /// One path: a directory of the snapshot and an entry in it.
+    /// Restores one path: a directory of the snapshot and an entry in it.
     RestorePath(Title, u8, u8),
-    /// What differs between a snapshot and another, or the live view.
+    /// The differences between a snapshot and another one, or the live view.
     Diff(Title, Option<Title>),
 }
 
 impl Operation {
-    /// The file that the operation is done to.
+    /// The file that the operation concerns.
     pub const fn target(&self) -> Option<Target> {
         match self {
             Self::Open(file)
@@ -254,7 +254,7 @@ fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![3 => Just(Kind::Snapshot), 1 => Just(Kind::Image)]
 }
 
-/// One operation that has to do with views.
+/// An operation on views.
 fn of_views() -> impl Strategy<Value = Operation> {
     use Operation as O;
     prop_oneof![
@@ -319,7 +319,7 @@ fn long_length() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// One operation; no file grows beyond `largest` bytes and what a write adds to it.
+/// One operation; no file grows beyond `largest` bytes plus one write.
 pub fn operation(largest: usize) -> impl Strategy<Value = Operation> {
     use Operation as O;
     let at = move || offset(largest);

@@ -1,12 +1,12 @@
 //! The real parts: the built programs, mounts through the kernel, child processes.
 //!
 //! A [`Place`] is where one test works: a directory on a disk, with a home and a platform keystore
-//! of its own. It has a time limit: when that is over, all its daemons are killed, so that whoever
-//! waits for one gets an error, and the test fails with a message instead of standing still. When
-//! it goes, also in a panic, what is mounted in it is taken away and its daemons are ended.
+//! of its own. It has a time limit, after which all its daemons are killed: processes that wait for
+//! a daemon get an error, and the test fails with a message instead of hanging. On drop, also
+//! during a panic, its mounts are removed and its daemons are ended.
 //!
-//! A test that cannot run here says so in a line that the test harness does not swallow, or fails
-//! where `BILAYER_TESTS_REQUIRE_ALL=1`.
+//! A test that cannot run here prints a message that the test harness does not capture, or fails if
+//! `BILAYER_TESTS_REQUIRE_ALL=1`.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -25,13 +25,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
-/// Time for one child process, unless said otherwise.
+/// Time limit of one child process, unless the call gives another one.
 pub const CHILD_LIMIT: Duration = Duration::from_secs(60);
 
-/// The program under test, as cargo has built it beside the test programs.
+/// The program under test, built by cargo beside the test programs.
 pub const BILAYER: Program = Program;
 
-/// A built program: its path, as text where text is wanted.
+/// A built program: its path, also as text.
 #[derive(Clone, Copy, Debug)]
 pub struct Program;
 
@@ -66,14 +66,14 @@ impl fmt::Display for Program {
     }
 }
 
-/// Where the programs are: the test program that asks is in the folder `deps` of it. The names that
-/// cargo has for this (`CARGO_BIN_EXE_bilayer`) are known to the test programs' own crates alone.
+/// The directory of the programs: the running test program is in its folder `deps`. Cargo sets its
+/// own variable (`CARGO_BIN_EXE_bilayer`) only for the crates of the test programs.
 fn build_directory() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     program.ancestors().nth(2).unwrap().to_owned()
 }
 
-/// The directory in which tests work: on the disk of the build, where nothing else is kept.
+/// The directory in which tests work, on the disk of the build.
 pub fn scratch_directory() -> PathBuf {
     let path = build_directory().with_file_name("tmp");
     fs::create_dir_all(&path).unwrap();
@@ -82,20 +82,20 @@ pub fn scratch_directory() -> PathBuf {
 
 // ---- what a test needs --------------------------------------------------------------------------
 
-/// True when `found`; else says what is missing, or fails where everything is required.
+/// True if `found`; otherwise prints what is missing, or fails if everything is required.
 pub fn need(found: bool, test: &str, missing: &str) -> bool {
     if !found {
         assert!(
             std::env::var_os("BILAYER_TESTS_REQUIRE_ALL").is_none_or(|value| value != "1"),
             "{test}: {missing}"
         );
-        // Not by a macro: the harness would keep it to itself.
+        // Not by a macro: the test harness would capture it.
         let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {missing}");
     }
     found
 }
 
-/// True when the program can be found on the search path.
+/// True if the program is on the search path.
 pub fn have(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -103,7 +103,7 @@ pub fn have(program: &str) -> bool {
         .any(|dir| dir.join(program).is_file())
 }
 
-/// The programs that mount(8) calls, which are built by the package `bilayer-mount-helper`.
+/// The programs that mount(8) calls, built by the package `bilayer-mount-helper`.
 pub fn helper(name: &str) -> PathBuf {
     let path = build_directory().join(name);
     assert!(
@@ -119,18 +119,18 @@ pub fn helper(name: &str) -> PathBuf {
 /// How a child process ended.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The command, to be shown when a test fails.
+    /// The command, for messages of failed tests.
     pub what: String,
     /// Exit code; 128 and more for a signal.
     pub code: i32,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
 impl Outcome {
-    /// Fails the test unless it ended well.
+    /// Fails the test unless the process succeeded.
     #[track_caller]
     pub fn done(self) -> Self {
         assert_eq!(
@@ -141,7 +141,7 @@ impl Outcome {
         self
     }
 
-    /// Fails the test unless it said nothing at all and ended well.
+    /// Fails the test unless the process succeeded and printed nothing.
     #[track_caller]
     pub fn silent(self) -> Self {
         let this = self.done();
@@ -157,8 +157,8 @@ pub fn run(command: &mut Command) -> Outcome {
     run_within(command, CHILD_LIMIT)
 }
 
-/// Runs a child to its end. When it takes longer it and its children are killed, and the test
-/// fails.
+/// Runs a child to its end. If it takes longer than `limit`, it and its children are killed, and
+/// the test fails.
 #[track_caller]
 pub fn run_within(command: &mut Command, limit: Duration) -> Outcome {
     let what = format!("{command:?}");
@@ -197,8 +197,8 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Outcome {
     }
 }
 
-/// Runs a command that unmounts. Tests run side by side in one process: a child of another test has
-/// this one's open files, for the instant until it executes its program, and then nothing can be
+/// Runs a command that unmounts. Tests run concurrently in one process: a child of another test has
+/// this one's open files until it executes its program, and for that moment nothing can be
 /// unmounted.
 #[track_caller]
 pub fn run_when_free(command: &mut Command) -> Outcome {
@@ -237,6 +237,22 @@ pub fn command<A: AsRef<OsStr>>(
     command
 }
 
+/// A command that runs the program and arguments that are added to it as another user.
+pub fn as_user(user: u32) -> Command {
+    let id = user.to_string();
+    let words = ["--reuid", &id, "--regid", &id, "--clear-groups", "--"];
+    command("setpriv", words)
+}
+
+/// True if a test can use [`as_user`].
+pub fn can_switch_users(test: &str) -> bool {
+    need(
+        have("setpriv"),
+        test,
+        "setpriv is missing; install util-linux",
+    )
+}
+
 /// True while there is such a process, and it is no zombie.
 pub fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -248,14 +264,14 @@ pub fn is_alive(pid: i32) -> bool {
         .unwrap_or(false)
 }
 
-/// True when a process has ended with all its threads: when the first one has, the others may still
+/// True if a process has ended with all its threads: after the first one has, the others may still
 /// be in a system call, and the files they share are open.
 fn has_ended(pid: i32) -> bool {
     let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     !is_alive(pid) && threads() <= 1
 }
 
-/// Waits until `condition` holds; false when it does not within the time.
+/// Waits until `condition` holds; false after the time limit.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     loop {
@@ -289,7 +305,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// A place for a test that mounts; `None`, after saying so, where nothing can be mounted.
+    /// A place for a test that mounts; `None`, after a message, if nothing can be mounted.
     pub fn new(test: &'static str, limit: Duration) -> Option<Self> {
         let root = rustix::process::geteuid().is_root();
         let possible = need(
@@ -308,7 +324,7 @@ impl Place {
         possible.then(|| Self::at(test, limit, &scratch_directory()))
     }
 
-    /// The same in a directory of this one.
+    /// A place in this directory.
     pub fn at(test: &'static str, limit: Duration, parent: &Path) -> Self {
         let root = tempfile::Builder::new()
             .prefix(&format!("{test}-"))
@@ -351,21 +367,21 @@ impl Place {
         self.root.as_ref().unwrap().path().join(name)
     }
 
-    /// Makes a directory in it.
+    /// Creates a directory in it.
     pub fn dir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
-    /// `bilayer` with these arguments, in this place's home, with its keystore.
+    /// `bilayer` with these arguments, with this place's home and keystore.
     pub fn bilayer<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = command(BILAYER, arguments);
         self.environment(&mut command);
         command
     }
 
-    /// Gives a command this place's home and keystore and nothing of the user's.
+    /// Gives a command this place's home and keystore, and nothing of the user's environment.
     pub fn environment(&self, command: &mut Command) {
         command
             .env("HOME", self.path("home"))
@@ -383,7 +399,7 @@ impl Place {
         run(&mut self.bilayer(words.split_whitespace()))
     }
 
-    /// What `bilayer status --json` says of a volume or a mount.
+    /// The output of `bilayer status --json` for a volume or a mount.
     #[track_caller]
     pub fn status(&self, path: &Path) -> Value {
         let mut command = self.bilayer(["status", "--json"]);
@@ -391,7 +407,7 @@ impl Place {
         serde_json::from_str(&outcome.stdout).unwrap()
     }
 
-    /// Makes a volume with these words and mounts it on `mnt`.
+    /// Creates a volume with these arguments and mounts it on `mnt`.
     #[track_caller]
     pub fn fresh(&self, create: &str, options: &str) -> Mounted<'_> {
         self.run(&format!("create vol {create}")).done();
@@ -410,7 +426,7 @@ impl Place {
         self.mounted(&self.path(dir))
     }
 
-    /// Takes charge of a mount that something has made.
+    /// Takes charge of a mount that another command has made.
     #[track_caller]
     pub fn mounted(&self, dir: &Path) -> Mounted<'_> {
         let status = self.status(dir);
@@ -424,12 +440,12 @@ impl Place {
         }
     }
 
-    /// Sees to it that this process ends with the test.
+    /// Ends this process at the end of the test.
     pub fn take_charge(&self, pid: i32) {
         self.daemons.lock().unwrap().push(pid);
     }
 
-    /// Takes away whatever is mounted in this place, the newest first.
+    /// Removes all mounts in this place, the newest first.
     fn detach_all(&self) {
         let root = self.path("");
         let root = root.to_str().unwrap().trim_end_matches('/').to_owned() + "/";
@@ -447,7 +463,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.detach_all();
         for pid in self.daemons.lock().unwrap().iter() {
-            // Its mount is gone; it may take a moment to write what it has.
+            // Its mount is gone; the daemon may take a moment to write its data.
             let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             let ours = program.to_string_lossy().contains("bilayer");
             if ours && !wait_until(Duration::from_secs(10), || !is_alive(*pid)) {
@@ -466,7 +482,7 @@ impl Drop for Place {
     }
 }
 
-/// A mount; taken away when it is dropped.
+/// A mount; removed on drop.
 pub struct Mounted<'a> {
     place: &'a Place,
     dir: PathBuf,
@@ -493,15 +509,15 @@ impl Mounted<'_> {
         assert!(!is_alive(self.pid), "the daemon outlived `unmount`");
     }
 
-    /// Kills the daemon, as a crash would. The dead mount stays, so that whoever is at work on it
-    /// gets errors, and does not go on in the directory below.
+    /// Kills the daemon, as a crash would. The dead mount stays, so that processes that use it get
+    /// errors and do not write to the directory below.
     #[track_caller]
     pub fn kill(&self) {
         kill(self.pid, Signal::KILL);
         assert!(wait_until(Duration::from_secs(20), || has_ended(self.pid)));
     }
 
-    /// Takes away a mount whose daemon was killed.
+    /// Removes a mount whose daemon was killed.
     #[track_caller]
     pub fn take_away(self) {
         run(command("umount", ["-i", "-l"]).arg(&self.dir)).silent();
@@ -512,7 +528,7 @@ impl Mounted<'_> {
         kill(self.pid, signal);
     }
 
-    /// True when something is mounted there.
+    /// True if something is mounted there.
     pub fn is_there(&self) -> bool {
         is_mount_point(&self.dir)
     }
@@ -530,7 +546,7 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// True when something is mounted there, whether it answers or not.
+/// True if something is mounted there, whether it answers or not.
 pub fn is_mount_point(dir: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut dirs = mounts.lines().filter_map(|line| line.split(' ').nth(4));
@@ -554,7 +570,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Writes a file and returns when it is on disk.
+/// Writes a file and syncs it.
 pub fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;

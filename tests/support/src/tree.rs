@@ -1,4 +1,4 @@
-//! A tree with everything in it that copies get wrong.
+//! A tree with everything that copies often get wrong.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,10 +16,10 @@ pub const LENGTHS: [usize; 13] = [
     0, 1, 2047, 2048, 2049, 4031, 4032, 4033, 4095, 4096, 4_194_303, 4_194_304, 4_194_305,
 ];
 
-/// A line of text that is in many files of the tree.
+/// A line of text in many files of the tree.
 pub const LINE: &str = "It is a truth universally acknowledged, says file number";
 
-/// Makes the tree; its root must not exist.
+/// Creates the tree; its root must not exist.
 pub fn make(root: &Path) {
     fs::create_dir(root).unwrap();
     for len in LENGTHS.into_iter().chain([5 * 1024 * 1024 + 1]) {
@@ -84,7 +84,7 @@ fn sparse(path: &Path) {
     file.set_len(30_000_000).unwrap();
 }
 
-/// `user::rw-,user:1:rwx,group::r--,mask::rwx,other::---` as the kernel has it: version 2, then
+/// `user::rw-,user:1:rwx,group::r--,mask::rwx,other::---` in the kernel's encoding: version 2, then
 /// (tag, permissions, id) in little endian.
 fn access_acl() -> Vec<u8> {
     let mut bytes = 2u32.to_le_bytes().to_vec();

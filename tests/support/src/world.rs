@@ -1,4 +1,4 @@
-//! The filesystem beside its model: every operation is done to both.
+//! The filesystem beside its model: every operation is applied to both.
 
 use std::sync::Arc;
 
@@ -21,15 +21,15 @@ pub struct Open {
     pub number: Number,
     /// Its handle.
     pub handle: Handle,
-    /// Who opened it.
+    /// The user who opened it.
     pub user: u8,
 }
 
 /// The filesystem beside its model.
 pub struct World {
-    /// The volume; none while it is closed.
+    /// The volume; `None` while it is closed.
     pub mount: Option<Mount>,
-    /// What it must be like.
+    /// The expected state.
     pub model: Model,
     /// Open files.
     pub open: Vec<Open>,
@@ -37,13 +37,13 @@ pub struct World {
     pub kept: Vec<Kept>,
     /// Open files of kept views.
     pub kept_open: Vec<KeptOpen>,
-    /// Who acts now; everybody has open files of his own.
+    /// The acting user; each user has open files of their own.
     pub user: u8,
-    /// Whether this was done is not known.
+    /// An operation of which it is not known whether it took effect.
     pub doubt: Option<Copy>,
     /// Volumes made from images.
     pub deployed: Vec<DeployedCopy>,
-    /// No file begins to grow beyond this, in bytes.
+    /// No operation grows a file that is larger than this, in bytes.
     pub largest: usize,
 }
 
@@ -98,8 +98,8 @@ impl World {
         self.open.iter().map(|open| open.number).collect()
     }
 
-    /// A handle of the file: one that the user has open, or one opened for the purpose. What has no
-    /// name any more is open already, and then it is anybody's handle.
+    /// A handle of the file: one that the user has open, or one opened for this purpose. A file
+    /// without a name is open already, and then any user's handle is used.
     pub fn with<T>(&self, number: Number, action: impl FnOnce(Handle) -> T) -> T {
         let mut handles = self.open.iter().filter(|open| open.number == number);
         let nameless = self.model.inode(number).nlink == 0;
@@ -108,7 +108,7 @@ impl World {
         }
         let handle = match self.mount().fs.open_file(&USER, node(number), libc::O_RDWR) {
             Ok(handle) => handle,
-            // The power is gone: whatever is asked next says so.
+            // After a power cut the next request reports that.
             Err(Errno::EIO | Errno::EROFS) => Handle(0),
             Err(error) => panic!("open: {error:?}"),
         };
@@ -117,16 +117,16 @@ impl World {
         result
     }
 
-    /// Does one operation to both. `Err` where the filesystem answers what the model does not;
-    /// the model then has done it.
+    /// Applies one operation to both. `Err` if the filesystem's answer differs from the model's;
+    /// the model has been changed then.
     pub fn apply(&mut self, operation: &Operation) -> Result<(), Mismatch> {
-        let (found, expected) = self.perform(operation);
+        let (actual, expected) = self.perform(operation);
         let in_use = self.in_use();
         self.model.forget_unused(&in_use);
-        if found == expected {
+        if actual == expected {
             Ok(())
         } else {
-            Err(Mismatch { found, expected })
+            Err(Mismatch { actual, expected })
         }
     }
 
@@ -143,24 +143,24 @@ impl World {
                 };
                 let (dir, name) = self.place(at);
                 let fs = &self.mount().fs;
-                let found = fs.link(node(number), node(dir), name);
-                if found.is_ok() {
+                let actual = fs.link(node(number), node(dir), name);
+                if actual.is_ok() {
                     fs.forget(node(number), 1);
                 }
                 (
-                    of(found.map(|_| ())),
+                    of(actual.map(|_| ())),
                     of(self.model.link(number, dir, name)),
                 )
             }
             O::Unlink(at) => {
                 let (dir, name) = self.place(at);
-                let found = self.mount().fs.unlink(node(dir), name);
-                (of(found), of(self.model.unlink(dir, name)))
+                let actual = self.mount().fs.unlink(node(dir), name);
+                (of(actual), of(self.model.unlink(dir, name)))
             }
             O::Rmdir(at) => {
                 let (dir, name) = self.place(at);
-                let found = self.mount().fs.rmdir(node(dir), name);
-                (of(found), of(self.model.rmdir(dir, name)))
+                let actual = self.mount().fs.rmdir(node(dir), name);
+                (of(actual), of(self.model.rmdir(dir, name)))
             }
             O::Rename(from, to, flags) => self.rename(from, to, flags),
             O::Open(file) => self.open(file),
@@ -201,8 +201,8 @@ impl World {
                     return same();
                 };
                 let name = XATTRS[usize::from(name)];
-                let found = self.mount().fs.remove_xattr(node(number), name);
-                (of(found), of(self.model.remove_xattr(number, name)))
+                let actual = self.mount().fs.remove_xattr(node(number), name);
+                (of(actual), of(self.model.remove_xattr(number, name)))
             }
             O::List(choice) => {
                 let dir = self.directory(choice);
@@ -270,15 +270,15 @@ impl World {
             } => self.write(number, offset as usize, len as usize, seed),
             O::Append { len, seed, .. } => {
                 let end = self.model.inode(number).data.len();
-                // It would grow without end where nobody truncates.
+                // It would grow without bound if it is never truncated.
                 let offset = end.min(self.largest);
                 self.write(number, offset, len as usize, seed)
             }
             O::Read { offset, len, .. } => self.read(number, offset as usize, len as usize),
             O::Truncate { size, .. } => {
-                let found = self.mount().truncate(node(number), u64::from(size));
+                let actual = self.mount().truncate(node(number), u64::from(size));
                 self.model.truncate(number, size as usize);
-                (of(found.map(|_| ())), Outcome::Done)
+                (of(actual.map(|_| ())), Outcome::Done)
             }
             O::Punch { offset, len, .. } => {
                 self.fallocate(number, offset, len, Fallocate::PunchHole)
@@ -300,17 +300,17 @@ impl World {
             O::Seek(_) => self.seek(number),
             _ => {
                 let datasync = matches!(operation, O::Fdatasync(_));
-                let found = self.with(number, |handle| {
+                let actual = self.with(number, |handle| {
                     self.mount().fs.fsync(node(number), handle, datasync)
                 });
-                (of(found), Outcome::Done)
+                (of(actual), Outcome::Done)
             }
         }
     }
 
     fn write(&mut self, number: Number, offset: usize, len: usize, seed: u8) -> (Outcome, Outcome) {
         let bytes = pattern(seed, offset as u64, len);
-        let found = self.with(number, |handle| {
+        let actual = self.with(number, |handle| {
             let fs = &self.mount().fs;
             fs.write(
                 node(number),
@@ -321,7 +321,7 @@ impl World {
             )
         });
         self.model.write(number, offset, &bytes);
-        (of(found.map(|_| ())), Outcome::Done)
+        (of(actual.map(|_| ())), Outcome::Done)
     }
 
     fn fsync_dir(&self, directory: NodeId) -> (Outcome, Outcome) {
@@ -338,8 +338,8 @@ impl World {
         let (dir, name) = self.place(at);
         let expected = self.model.may_make(dir, name);
         let fs = Arc::clone(&self.mount().fs);
-        let found = fs.create(&USER, node(dir), name, u32::from(perm), libc::O_RDWR);
-        if let (Ok((attr, handle)), Ok(())) = (&found, &expected) {
+        let actual = fs.create(&USER, node(dir), name, u32::from(perm), libc::O_RDWR);
+        if let (Ok((attr, handle)), Ok(())) = (&actual, &expected) {
             let number = attr.node.0;
             let inode = Inode::new(FileKind::Regular, perm);
             self.model.make(dir, name, number, inode);
@@ -356,7 +356,7 @@ impl World {
                 fs.release(attr.node, *handle);
             }
         }
-        (of(found.map(|_| ())), of(expected))
+        (of(actual.map(|_| ())), of(expected))
     }
 
     fn make(&mut self, at: Place, kind: FileKind) -> (Outcome, Outcome) {
@@ -364,12 +364,12 @@ impl World {
         let expected = self.model.may_make(dir, name);
         let fs = &self.mount().fs;
         let parent = node(dir);
-        let found = match kind {
+        let actual = match kind {
             FileKind::Directory => fs.mkdir(&USER, parent, name, 0o750),
             FileKind::Symlink => fs.symlink(&USER, parent, name, b"where/to"),
             _ => fs.mknod(&USER, parent, name, libc::S_IFIFO | 0o640, 0),
         };
-        if let (Ok(attr), Ok(())) = (&found, &expected) {
+        if let (Ok(attr), Ok(())) = (&actual, &expected) {
             let mut inode = Inode::new(
                 kind,
                 match kind {
@@ -384,7 +384,7 @@ impl World {
             fs.forget(attr.node, 1);
             self.model.make(dir, name, attr.node.0, inode);
         }
-        (of(found.map(|_| ())), of(expected))
+        (of(actual.map(|_| ())), of(expected))
     }
 
     fn rename(&mut self, from: Place, to: Place, flags: u8) -> (Outcome, Outcome) {
@@ -395,13 +395,13 @@ impl World {
             whiteout: false,
         };
         let fs = &self.mount().fs;
-        let found = fs.rename(
+        let actual = fs.rename(
             &USER,
             DirentRef::new(node(from.0), from.1),
             DirentRef::new(node(to.0), to.1),
             flags,
         );
-        (of(found), of(self.model.rename(from, to, flags)))
+        (of(actual), of(self.model.rename(from, to, flags)))
     }
 
     fn open(&mut self, file: Target) -> (Outcome, Outcome) {
@@ -409,8 +409,8 @@ impl World {
         let Some(number) = self.file(file).filter(|_| self.open.len() < OPEN_MAX) else {
             return same();
         };
-        let found = self.mount().fs.open_file(&USER, node(number), libc::O_RDWR);
-        if let Ok(handle) = found {
+        let actual = self.mount().fs.open_file(&USER, node(number), libc::O_RDWR);
+        if let Ok(handle) = actual {
             let user = self.user;
             self.open.push(Open {
                 number,
@@ -418,7 +418,7 @@ impl World {
                 user,
             });
         }
-        (of(found.map(|_| ())), Outcome::Done)
+        (of(actual.map(|_| ())), Outcome::Done)
     }
 
     fn setattr(&mut self, at: Place, changes: SetAttr) -> (Outcome, Outcome) {
@@ -426,13 +426,13 @@ impl World {
         let Ok(number) = self.model.entry(dir, name) else {
             return same();
         };
-        let found = self.mount().fs.setattr(&USER, node(number), &changes);
+        let actual = self.mount().fs.setattr(&USER, node(number), &changes);
         let inode = self.model.inode_mut(number);
         inode.perm = changes.perm.unwrap_or(inode.perm);
         if let Some(SetTime::At(time)) = changes.mtime {
             inode.mtime = Some(time);
         }
-        (of(found.map(|_| ())), Outcome::Done)
+        (of(actual.map(|_| ())), Outcome::Done)
     }
 
     fn set_xattr(&mut self, at: Place, name: u8, len: u16, mode: u8) -> (Outcome, Outcome) {
@@ -444,16 +444,16 @@ impl World {
         let mode = [XattrMode::Any, XattrMode::Create, XattrMode::Replace][usize::from(mode)];
         let value = pattern(7, u64::from(len), usize::from(len));
         let fs = &self.mount().fs;
-        let found = fs.set_xattr(&USER, node(number), name, &value, mode);
+        let actual = fs.set_xattr(&USER, node(number), name, &value, mode);
         (
-            of(found),
+            of(actual),
             of(self.model.set_xattr(number, name, &value, mode)),
         )
     }
 
     fn read(&self, number: Number, offset: usize, len: usize) -> (Outcome, Outcome) {
         let mut out = vec![0xEE; len];
-        let found = self.with(number, |handle| {
+        let actual = self.with(number, |handle| {
             self.mount()
                 .fs
                 .read(node(number), handle, offset as u64, &mut out)
@@ -461,7 +461,7 @@ impl World {
         let data = &self.model.inode(number).data;
         let start = offset.min(data.len());
         let expected = &data[start..(offset + len).min(data.len()).max(start)];
-        match found {
+        match actual {
             Err(error) => (Outcome::Failed(error), Outcome::Done),
             Ok(read) => (first_difference(&out[..read], expected), Outcome::Done),
         }
@@ -478,7 +478,7 @@ impl World {
             Fallocate::PunchHole => true,
             Fallocate::ZeroRange { keep_size } | Fallocate::Allocate { keep_size } => keep_size,
         };
-        let found = self.with(number, |handle| {
+        let actual = self.with(number, |handle| {
             let fs = &self.mount().fs;
             fs.fallocate(
                 node(number),
@@ -489,7 +489,7 @@ impl World {
             )
         });
         if len == 0 {
-            return (of(found), Outcome::Failed(Errno::EINVAL));
+            return (of(actual), Outcome::Failed(Errno::EINVAL));
         }
         let (start, len) = (offset as usize, len as usize);
         if !matches!(mode, Fallocate::Allocate { .. }) {
@@ -499,7 +499,7 @@ impl World {
             self.model.extend(number, start + len);
         }
         self.model.touch(number);
-        (of(found), Outcome::Done)
+        (of(actual), Outcome::Done)
     }
 
     fn copy(
@@ -515,7 +515,7 @@ impl World {
         };
         let fs = &self.mount().fs;
         let (start, target) = (at as usize, to_at as usize);
-        let found = fs.copy_file_range(
+        let actual = fs.copy_file_range(
             node(from),
             u64::from(at),
             node(to),
@@ -524,20 +524,20 @@ impl World {
         );
         let overlaps = start < target + len as usize && target < start + len as usize;
         if from == to && overlaps {
-            return (of(found.map(|_| ())), Outcome::Failed(Errno::EINVAL));
+            return (of(actual.map(|_| ())), Outcome::Failed(Errno::EINVAL));
         }
         let data = Arc::clone(&self.model.inode(from).data);
         let start = start.min(data.len());
         let bytes = &data[start..(start + len as usize).min(data.len())];
         self.model.write(to, target, bytes);
-        let found = match found {
+        let actual = match actual {
             Ok(copied) if copied != bytes.len() as u64 => Outcome::Length(copied),
             other => of(other.map(|_| ())),
         };
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
-    /// What is called a hole holds zeros only, and the ranges cover the file.
+    /// The holes that are reported contain only zeros, and the ranges cover the file.
     fn seek(&self, number: Number) -> (Outcome, Outcome) {
         let fs = &self.mount().fs;
         if self.open.iter().any(|open| open.number == number) {
@@ -549,13 +549,13 @@ impl World {
         };
         let data = &self.model.inode(number).data;
         let mut at = 0u64;
-        let mut found = Outcome::Done;
+        let mut actual = Outcome::Done;
         while at < data.len() as u64 {
             let next = match fs.seek(node(number), handle, at, SeekWhence::Data) {
                 Ok(next) => next,
                 Err(Errno::ENXIO) => data.len() as u64,
                 Err(error) => {
-                    found = Outcome::Failed(error);
+                    actual = Outcome::Failed(error);
                     break;
                 }
             };
@@ -564,7 +564,7 @@ impl World {
                     .iter()
                     .any(|byte| *byte != 0)
             {
-                found = Outcome::Length(at);
+                actual = Outcome::Length(at);
                 break;
             }
             if next == data.len() as u64 {
@@ -573,17 +573,17 @@ impl World {
             match fs.seek(node(number), handle, next, SeekWhence::Hole) {
                 Ok(hole) if hole > next && hole <= data.len() as u64 => at = hole,
                 Ok(hole) => {
-                    found = Outcome::Length(hole);
+                    actual = Outcome::Length(hole);
                     break;
                 }
                 Err(error) => {
-                    found = Outcome::Failed(error);
+                    actual = Outcome::Failed(error);
                     break;
                 }
             }
         }
         fs.release(node(number), handle);
-        (found, Outcome::Done)
+        (actual, Outcome::Done)
     }
 
     /// Closes all files and the filesystem, counts, and opens it again.
@@ -612,7 +612,7 @@ impl World {
     }
 }
 
-/// What came of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It succeeded.
@@ -627,9 +627,9 @@ pub enum Outcome {
     Differs {
         /// The first byte that differs.
         at: usize,
-        /// What is there from it on.
-        found: Vec<u8>,
-        /// What should be there.
+        /// The actual bytes from there on.
+        actual: Vec<u8>,
+        /// The expected bytes from there on.
         expected: Vec<u8>,
     },
 }
@@ -637,9 +637,9 @@ pub enum Outcome {
 /// The filesystem and the model disagree.
 #[derive(Clone, Debug)]
 pub struct Mismatch {
-    /// What the filesystem did.
-    pub found: Outcome,
-    /// What the model did.
+    /// The filesystem's outcome.
+    pub actual: Outcome,
+    /// The model's outcome.
     pub expected: Outcome,
 }
 
@@ -648,25 +648,25 @@ pub fn of(result: Result<(), Errno>) -> Outcome {
     result.map_or_else(Outcome::Failed, |()| Outcome::Done)
 }
 
-/// Both outcomes of an operation for which there was nothing to do.
+/// The outcomes of an operation that did not apply.
 pub fn same() -> (Outcome, Outcome) {
     (Outcome::Done, Outcome::Done)
 }
 
 /// Compares contents.
-pub fn first_difference(found: &[u8], expected: &[u8]) -> Outcome {
-    if found == expected {
+pub fn first_difference(actual: &[u8], expected: &[u8]) -> Outcome {
+    if actual == expected {
         return Outcome::Done;
     }
-    let at = found
+    let at = actual
         .iter()
         .zip(expected)
         .position(|(a, b)| a != b)
-        .unwrap_or(found.len().min(expected.len()));
+        .unwrap_or(actual.len().min(expected.len()));
     let excerpt = |bytes: &[u8]| bytes[at..bytes.len().min(at + 8)].to_vec();
     Outcome::Differs {
         at,
-        found: excerpt(found),
+        actual: excerpt(actual),
         expected: excerpt(expected),
     }
 }

@@ -3,20 +3,19 @@
 //! ```text
 //! cargo build --release && cargo run --release -p bilayer-bench --bin compare -- --dir /srv/tmp
 //! ```
-//! A round gives each filesystem, one after the other, a fresh and empty directory and the same
-//! workloads; before the next begins, the daemon has ended and everything is on disk. Rounds are
-//! repeated, each beginning with another filesystem, so that what else the machine does falls on
-//! all of them alike. Nothing is asserted about time; that the data come back is.
-//! `bench/README.md` tells what the figures mean.
+//! In each round every filesystem gets a fresh and empty directory and runs the same workloads.
+//! Before the next one begins, the daemon has ended and everything is on disk. Each round begins
+//! with another filesystem, so that other activity of the machine affects all of them alike. Times
+//! are not asserted; the contents that are read back are. `bench/README.md` explains the figures.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bilayer_bench::Outcome;
-use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
-use bilayer_bench::image::Image;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs};
+use bilayer_bench::image::in_fresh_backing;
+use bilayer_bench::{Outcome, exit_code, load};
 use clap::Parser;
 
 mod report;
@@ -31,10 +30,10 @@ const IMAGE_BYTES: u64 = 6 << 30;
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-compare", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
-    /// How often everything is repeated
+    /// Number of rounds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// A tenth of the data: shows that it works, not how fast
@@ -55,28 +54,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-compare: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("compare", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
     let programs = Programs::find(arguments.bilayer.clone(), arguments.before.clone())?;
-    let mut kinds = Vec::new();
-    for &kind in &arguments.only {
-        if kind == Kind::Gocryptfs && !programs.has_gocryptfs() {
-            println!("gocryptfs is not installed: left out");
-        } else if !kinds.contains(&kind) {
-            kinds.push(kind);
-        }
-    }
-    if programs.has_before() && !kinds.contains(&Kind::Before) {
-        kinds.push(Kind::Before);
-    }
+    let kinds = programs.kinds_to_compare(&arguments.only);
     let top = tempfile::Builder::new()
         .prefix("bilayer-compare-")
         .tempdir_in(&arguments.dir)?;
@@ -88,44 +71,15 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         for place in 0..kinds.len() {
             let kind = kinds[(round + place) % kinds.len()];
             println!("round {}: {} (load {})", round + 1, kind.label(), load());
-            one(
-                kind,
-                &programs,
-                (top.path(), arguments.ext4),
-                &inputs,
-                &mut report,
-            )?;
+            let ext4_bytes = arguments.ext4.then_some(IMAGE_BYTES);
+            in_fresh_backing(top.path(), ext4_bytes, |backing| {
+                let mut filesystem = Filesystem::make(kind, &programs, backing)?;
+                workloads::run(&mut filesystem, &inputs, &mut |workload, measured| {
+                    report.add(kind, workload, measured);
+                })
+            })?;
         }
     }
     print!("\n{report}");
     Ok(())
-}
-
-/// All workloads on one filesystem, which is made before and removed after.
-fn one(
-    kind: Kind,
-    programs: &Programs,
-    (top, ext4): (&Path, bool),
-    inputs: &Inputs,
-    report: &mut Report,
-) -> Outcome<()> {
-    let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
-    let image = ext4
-        .then(|| Image::make(place.path(), IMAGE_BYTES))
-        .transpose()?;
-    let backing = image.as_ref().map_or(place.path(), Image::root);
-    let mut filesystem = Filesystem::make(kind, programs, backing)?;
-    workloads::run(&mut filesystem, inputs, &mut |workload, measured| {
-        report.add(kind, workload, measured);
-    })?;
-    drop(filesystem);
-    drop(image);
-    place.close()?;
-    sync_backing(top)
-}
-
-/// Processes that were running during the last minute, on average.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or("unknown").to_owned()
 }

@@ -1,5 +1,5 @@
-//! The table. Absolute times stand there once; what is worth comparing are ratios, each the median
-//! of the ratios within a round, with the smallest and the largest of them.
+//! The table. Absolute times are printed once. Ratios are to be compared: each is the median of the
+//! ratios within a round, with the smallest and the largest of them.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use bilayer_bench::spread::Spread;
 
 use crate::workloads::{Measured, Sizes, Workload};
 
-/// Of each filesystem and workload the rounds in their order.
+/// The rounds of each filesystem and workload, in order.
 pub(crate) struct Report {
     kinds: Vec<Kind>,
     sizes: Sizes,
@@ -42,7 +42,7 @@ impl Report {
             .collect()
     }
 
-    /// A time, and what it means a second.
+    /// A duration, and the rate that follows from it.
     fn absolute(&self, kind: Kind, workload: Workload) -> String {
         let Some(seconds) = Spread::of(self.times(kind, workload)).map(|spread| spread.median)
         else {

@@ -1,10 +1,10 @@
-//! What is done to each filesystem, in this order:
+//! The workloads, which run on each filesystem in this order:
 //!
 //! write a large file, fsync it │ *cold* read it │ create many small files │ all of them on disk │
 //! untar a tree │ all of it on disk │ *cold* list it │ *cold* read it │ remove it │ on disk.
 //!
-//! *Cold*: unmounted, caches dropped, mounted again, so that neither kernel nor daemon knows
-//! anything. What is in between, and mounting itself, is not timed.
+//! *Cold*: unmounted, caches dropped, mounted again, so that neither the kernel nor the daemon has
+//! anything cached. The steps in between, and mounting itself, are not timed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -18,7 +18,8 @@ use bilayer_bench::tree::{self, Bytes, TreeSize};
 
 /// Bytes of one read or write call on the large file.
 const CALL_BYTES: usize = 1 << 20;
-/// Each page of the large file begins with its number: no two are alike, and the reader knows.
+/// Each page of the large file begins with its number, so that no two pages are alike and a reader
+/// can check them.
 const STAMPED_BYTES: usize = 4096;
 const SMALL_DIRECTORIES: usize = 20;
 
@@ -66,7 +67,7 @@ impl Workload {
     }
 }
 
-/// How much of everything.
+/// The amounts of data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) large_bytes: u64,
@@ -87,7 +88,7 @@ impl Sizes {
     }
 }
 
-/// What all workloads take their data from. It lies on the backing filesystem.
+/// The source of the data of all workloads. It is on the backing filesystem.
 pub(crate) struct Inputs {
     sizes: Sizes,
     tree: TreeSize,
@@ -136,11 +137,11 @@ impl Inputs {
     }
 }
 
-/// What one workload took once.
+/// The result of one run of a workload.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
     pub(crate) time: Duration,
-    /// Processor time of the daemon; none where it has ended within.
+    /// CPU time of the daemon; `None` if the daemon ended during the workload.
     pub(crate) daemon: Option<Duration>,
 }
 
@@ -270,7 +271,7 @@ fn untar(archive: &Path, root: &Path) -> Outcome<()> {
     done(tar.arg("-xf").arg(archive).arg("-C").arg(root))
 }
 
-/// So that unpacking does not wait for the archive itself.
+/// So that unpacking does not wait for the archive to be read.
 fn read_whole(path: &Path) -> Outcome<()> {
     std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
     Ok(())

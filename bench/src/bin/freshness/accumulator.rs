@@ -1,7 +1,7 @@
 //! A keyed sum over all pages: of the pseudo-random values of (page, tag), modulo 2^256.
 //!
-//! A page that changes takes its old value off and puts its new one on; 32 bytes stand for all.
-//! That the sum is right is known only to who adds all of it up again.
+//! When a page changes, its old value is subtracted and its new one added; 32 bytes cover all
+//! pages. Only adding up all pages again verifies the sum.
 
 use sha2::{Digest, Sha256};
 

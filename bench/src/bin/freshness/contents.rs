@@ -1,4 +1,5 @@
-//! Contents: what an extent's record would have to hold, beside what a commit writes today.
+//! Contents: what the record of an extent would have to store, compared with what a commit writes
+//! today.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,7 +26,7 @@ const RUN_BYTES: usize = 10;
 const NODE_PAGES: usize = 256;
 const NODES: usize = CHUNK_PAGES.div_ceil(NODE_PAGES);
 
-/// What the record of an extent holds more.
+/// Additional contents of an extent's record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Today,
@@ -57,7 +58,7 @@ impl Way {
         }
     }
 
-    /// Bytes more in the record of a chunk whose pages have these sequences.
+    /// Additional bytes in the record of a chunk whose pages have these sequences.
     fn growth(self, sequences: &[u64]) -> usize {
         match self {
             Self::Today => 0,
@@ -76,7 +77,7 @@ fn runs(sequences: &[u64]) -> usize {
         .count()
 }
 
-/// The records of one file's extents, kept in one of the ways.
+/// The records of one file's extents, stored in one of the variants.
 struct Records {
     way: Way,
     rows: Rows,
@@ -111,7 +112,7 @@ impl Records {
         })
     }
 
-    /// The commit after these pages were written.
+    /// Commits after these pages were written.
     fn commit(&mut self, written: &BTreeSet<(usize, usize)>, chunks: &[Vec<u64>]) -> Outcome<()> {
         let mut more = Cost::default();
         if self.way == Way::Tree {
@@ -122,7 +123,7 @@ impl Records {
             let content = vec![1; META_PAYLOAD_BYTES];
             let start = Instant::now();
             for node in &nodes {
-                // Page 0 of a sealed file is written in two places: left out.
+                // Page 0 of a sealed file is written in two slots, which are left out here.
                 self.nodes
                     .write(((node + 1) * META_PAYLOAD_BYTES) as u64, &content)?;
             }
@@ -132,7 +133,7 @@ impl Records {
                 bytes: nodes.len() as u64 * 4096,
             };
         }
-        // The inode's times; and every extent that says more than which pages there are.
+        // The inode's times, and every extent that stores more than the set of its pages.
         let mut rows = vec![(b"inode".to_vec(), vec![7; INODE_BYTES])];
         if self.way != Way::Today {
             let touched: BTreeSet<usize> = written.iter().map(|(chunk, _)| *chunk).collect();
@@ -154,7 +155,7 @@ impl Records {
 fn row(way: Way, chunk: usize, sequences: &[u64]) -> (Vec<u8>, Vec<u8>) {
     let mut key = vec![0; 12];
     key.extend((chunk as u64).to_be_bytes());
-    // Incompressible is not needed: nothing compresses.
+    // The bytes need not be incompressible: nothing compresses.
     (
         key,
         vec![sequences[0] as u8; EXTENT_BYTES + way.growth(sequences)],
@@ -240,7 +241,7 @@ pub(crate) fn run(top: &Path, mib: u64, commits: u32) -> Outcome<()> {
     Ok(())
 }
 
-/// Chunk and page of the pages that a block of 4 KiB reaches.
+/// Chunk and pages that a block of 4 KiB touches.
 fn pages(at: u64) -> Vec<(usize, usize)> {
     let place = |byte: u64| {
         let (chunk, within) = (byte / CHUNK_BYTES, byte % CHUNK_BYTES);

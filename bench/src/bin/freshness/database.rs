@@ -1,5 +1,5 @@
-//! A database over a sealed file, as `meta` is, to write other records into, or the same ones with
-//! more in them.
+//! A database over a sealed file, like `meta`, to which other records are written, or the same ones
+//! with additional fields.
 
 use std::io;
 use std::path::Path;
@@ -64,13 +64,13 @@ pub(crate) fn open(file: Arc<MetaFile>) -> Outcome<Database> {
     Ok(builder.create_with_backend(Backend(file))?)
 }
 
-/// A database with one table of rows.
+/// A database with one table.
 pub(crate) struct Rows {
     file: Arc<Watched>,
     database: Database,
 }
 
-/// What a commit cost.
+/// The cost of a commit.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) seconds: f64,
@@ -84,7 +84,7 @@ impl Rows {
         Ok(Self { file, database })
     }
 
-    /// Sets rows in one commit as the volume's are.
+    /// Sets rows in one commit, with the settings of the volume's own commits.
     pub(crate) fn commit(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Outcome<Cost> {
         let before = self.file.written.load(Ordering::Relaxed);
         let start = Instant::now();

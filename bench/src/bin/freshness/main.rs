@@ -1,20 +1,20 @@
-//! What it would cost to notice that a single page was put back to an older state.
+//! What it would cost to notice that a single page was replaced by an older version of itself.
 //!
 //! ```text
 //! cargo run --release -p bilayer-bench --bin freshness -- --dir /srv/tmp
 //! ```
-//! Pages are authentic at their place for ever: an older one opens (`docs/THREAT-MODEL.md`).
-//! Several ways to tie a page to its time are computed and written here beside what a volume writes
-//! today, over traces of real volumes: which pages of `meta` each commit changed is found by
-//! comparing their tags. Nothing of this is in the program. `bench/README.md` tells what the
-//! figures mean.
+//! A page stays authentic at its position for ever: an older version of it opens
+//! (`docs/THREAT-MODEL.md`). This program computes and writes several variants that bind a page to
+//! its time, beside what a volume writes today, over traces of real volumes. It finds the pages of
+//! `meta` that a commit changed by comparing their tags. Nothing of this is in bilayer.
+//! `bench/README.md` explains the figures.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bilayer_bench::Outcome;
+use bilayer_bench::{Outcome, exit_code};
 use clap::Parser;
 
 mod accumulator;
@@ -24,23 +24,23 @@ mod metadata;
 mod tree;
 mod volume;
 
-/// Measure ways to notice that single pages were put back.
+/// Measure ways to notice that single pages were replaced by older versions.
 #[derive(Parser, Debug)]
 #[command(name = "bilayer-freshness", version)]
 struct Arguments {
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Files of the volumes
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000])]
     files: Vec<u64>,
-    /// Commits of each sort
+    /// Commits of each kind
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     commits: u32,
     /// Size of the file that is written at random places
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     mib: u64,
-    /// Small and few: shows that it works, not how fast
+    /// Small amounts: shows that it works, not how fast
     #[arg(long)]
     quick: bool,
 }
@@ -56,13 +56,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().made_quick()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-freshness: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("freshness", run(&Arguments::parse().made_quick()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {

@@ -1,4 +1,4 @@
-//! `meta`: what tells an older page of it, beside what a commit writes today.
+//! `meta`: what detects an older page of it, beside what a commit writes today.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use crate::tree::Tree;
 use crate::volume::{Bench, Commit, Watched, keys, open_volume, used_pages};
 
 const PAYLOAD: u64 = META_PAYLOAD_BYTES as u64;
-/// Names that are looked up, each with nothing in memory.
+/// Names that are looked up, each with nothing cached.
 const LOOKUPS: u64 = 40;
 const KEY: [u8; 32] = [0x5A; 32];
 
-/// What is done between two commits.
+/// The changes between two commits.
 #[derive(Clone, Copy)]
 enum Work {
     New(u64),
@@ -46,7 +46,7 @@ impl Work {
         }
     }
 
-    /// In a volume of so many files.
+    /// In a volume with this number of files.
     fn run(self, bench: &mut Bench, files: u64) -> Outcome<()> {
         match self {
             Self::New(many) => bench.add_files(many),
@@ -96,11 +96,11 @@ pub(crate) fn run(top: &Path, files: u64, commits: u32) -> Outcome<()> {
     verify_all(&place)
 }
 
-/// Writes what a commit wrote, once as it is and once with the nodes above it, in turns.
+/// Writes what a commit wrote, alternately as it is and with the tree nodes above it.
 fn replay(place: &Path, name: &str, pages: u64, trace: &[Commit]) -> Outcome<()> {
     let keys = keys(place)?;
     let (_, meta) = sealed_file(place, name, &keys)?;
-    // A commit of the trace may have made the file longer than it is in the end.
+    // A commit of the trace may have made the file longer than it is at the end.
     let most = trace.iter().flat_map(|commit| &commit.pages).max().copied();
     let pages = pages.max(most.unwrap_or(0) + 1);
     let tree = Tree::over(pages);
@@ -127,7 +127,7 @@ fn replay(place: &Path, name: &str, pages: u64, trace: &[Commit]) -> Outcome<()>
         written += pages.len();
         extra += all.len() - pages.len();
         let (mut a, mut b) = (0.0, 0.0);
-        // Twice each, the other one first in every second turn.
+        // Twice each, and every second time in the opposite order.
         for half in 0..4 {
             let first = (half + turn) % 2 == 0;
             let seconds = write(&meta, if first { &pages } else { &all }, &content)?;
@@ -182,7 +182,8 @@ fn write(meta: &MetaFile, pages: &[u64], content: &[u8]) -> Outcome<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Looks files up with nothing in memory: pages read, and nodes that would have to be.
+/// Looks up files with nothing cached. Returns the pages read, and the tree nodes that would have
+/// to be read.
 fn look_up(place: &Path, tree: &Tree, files: u64) -> Outcome<()> {
     let volume = open_volume(place)?;
     let (mut read, mut more) = (Vec::new(), Vec::new());

@@ -1,16 +1,16 @@
-//! A tree of tags: each node is a page that holds the outer tags of 256 pages below it; the tag of
-//! the top node stands in the current slot of page 0.
+//! A tree of tags: each node is a page with the outer tags of the 256 pages below it. The tag of
+//! the top node is stored in the current slot of page 0.
 //!
-//! A node has two places, written alternately: until the slots change places the former one counts.
+//! A node has two slots, written alternately: the former one is valid until the slots are switched.
 
 use std::collections::BTreeSet;
 
 /// Tags of 16 bytes in a page of 4096.
 const FAN_OUT: u64 = 256;
 
-/// The shape of a tree over so many pages.
+/// The shape of a tree over this number of pages.
 pub(crate) struct Tree {
-    /// Nodes of each level, lowest first.
+    /// Nodes of each level, the lowest level first.
     levels: Vec<u64>,
 }
 

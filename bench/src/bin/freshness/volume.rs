@@ -32,9 +32,9 @@ const CALLER: Caller = Caller {
     umask: 0o022,
 };
 
-/// What a commit did to `meta`.
+/// The effect of a commit on `meta`.
 pub(crate) struct Commit {
-    /// Changed pages, by their place in the file: 0 and 1 are the slots of page 0.
+    /// Changed pages, by their position in the file: 0 and 1 are the slots of page 0.
     pub(crate) pages: Vec<u64>,
     /// How long the changes and the commit took.
     pub(crate) seconds: f64,
@@ -96,7 +96,7 @@ impl Bench {
         })
     }
 
-    /// Makes small files in directories of a few hundred.
+    /// Creates small files in directories of a few hundred.
     pub(crate) fn add_files(&mut self, count: u64) -> Outcome<()> {
         for _ in 0..count {
             let (directory, number) = (self.made / FILES_PER_DIRECTORY, self.made);
@@ -131,7 +131,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Writes random ones of the first files anew.
+    /// Rewrites randomly chosen files among the first ones.
     pub(crate) fn rewrite(&mut self, count: u64, among: u64) -> Outcome<()> {
         let mut data = [0; SMALL_BYTES];
         for _ in 0..count {
@@ -151,7 +151,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Makes a file of so many MiB, durable, and opens it.
+    /// Creates a file of this many MiB, durable, and opens it.
     pub(crate) fn large(&mut self, mib: u64) -> Outcome<(NodeId, Handle)> {
         let flags = OFlags::RDWR.bits() as i32;
         let made = self
@@ -169,7 +169,7 @@ impl Bench {
         Ok((attr.node, handle))
     }
 
-    /// Overwrites so many random blocks of 4 KiB.
+    /// Overwrites this many random blocks of 4 KiB.
     pub(crate) fn overwrite(
         &mut self,
         file: (NodeId, Handle),
@@ -189,7 +189,7 @@ impl Bench {
         Ok(places)
     }
 
-    /// Does something and commits it; tells which pages of `meta` have changed.
+    /// Makes changes and commits them. Returns the pages of `meta` that have changed.
     pub(crate) fn commit(
         &mut self,
         work: &mut dyn FnMut(&mut Self) -> Outcome<()>,
@@ -215,7 +215,7 @@ impl Bench {
         Ok(self.fs.close()?)
     }
 
-    /// How many runs of pages with the same sequence each object has. What is read are the plain
+    /// The number of runs of pages with the same sequence in each object, read from the plain
     /// fields of the pages.
     pub(crate) fn runs(&self) -> Outcome<Vec<u64>> {
         let mut runs = Vec::new();
@@ -258,7 +258,7 @@ pub(crate) fn tags(place: &Path) -> Outcome<Vec<[u8; 16]>> {
         .collect())
 }
 
-/// Pages of the file that hold something.
+/// Pages of the file that are not empty.
 pub(crate) fn used_pages(place: &Path) -> Outcome<u64> {
     let all = identities(&place.join("volume/meta"))?;
     Ok(all
@@ -267,7 +267,7 @@ pub(crate) fn used_pages(place: &Path) -> Outcome<u64> {
         .count() as u64)
 }
 
-/// A file that notes which pages of `meta` are read, and how many bytes are written.
+/// A file that records which pages of `meta` are read, and how many bytes are written.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) file: Arc<dyn StoreFile>,
@@ -284,7 +284,7 @@ impl Watched {
         })
     }
 
-    /// The pages read since the last time it was asked.
+    /// The pages read since the last call.
     pub(crate) fn take_read(&self) -> Vec<u64> {
         let read = self.read.lock().map(|mut read| std::mem::take(&mut *read));
         read.unwrap_or_default().into_keys().collect()

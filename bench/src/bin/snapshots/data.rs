@@ -1,4 +1,4 @@
-//! What is written, and how it is told from what should have been written instead.
+//! The data that is written, and the check that what is read is the data of that writer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -15,11 +15,11 @@ pub(crate) const BLOCK_BYTES: usize = 4096;
 const CALL_BYTES: usize = 1 << 20;
 const SMALL_BYTES: usize = 200;
 const FILES_PER_DIRECTORY: u64 = 500;
-/// Few enough that hardly a block is written again before it is on disk: the daemon is measured,
-/// and not the kernel's memory.
+/// Few enough that hardly any block is rewritten before it is on disk, so that the daemon is
+/// measured and not the kernel's cache.
 const CACHED_WRITES: u32 = 1024;
 
-/// Makes small files in directories below `root`, numbered from `from` on.
+/// Creates small files in directories below `root`, numbered from `from` on.
 pub(crate) fn make_small(root: &Path, files: u64) -> Outcome<()> {
     let mut contents = [0; SMALL_BYTES];
     Bytes::new(files).fill(&mut contents);
@@ -33,7 +33,7 @@ pub(crate) fn make_small(root: &Path, files: u64) -> Outcome<()> {
     Ok(())
 }
 
-/// Makes a file of incompressible bytes; durable when this returns.
+/// Creates a file of incompressible bytes, which is durable on return.
 pub(crate) fn make_large(path: &Path, length: u64) -> Outcome<File> {
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create_new(true).open(path)?;
@@ -54,11 +54,11 @@ pub(crate) fn make_large(path: &Path, length: u64) -> Outcome<File> {
 /// How random writes reach the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Manner {
-    /// By way of the kernel's cache, an fdatasync now and then.
+    /// Through the kernel's cache, with an fdatasync now and then.
     Cached,
-    /// `O_DIRECT`: each waits for the daemon; one fsync at the end.
+    /// `O_DIRECT`: each write waits for the daemon; one fsync at the end.
     Direct,
-    /// An fdatasync after each.
+    /// With an fdatasync after each write.
     Synced,
 }
 
@@ -83,8 +83,8 @@ impl Manner {
     }
 }
 
-/// Writes blocks to random places of a file for a while. Writes per second, until the last is on
-/// disk.
+/// Writes blocks at random offsets of a file for a while. Returns writes per second, until the last
+/// one is on disk.
 pub(crate) fn write_randomly(
     path: &Path,
     manner: Manner,
@@ -116,8 +116,8 @@ pub(crate) fn blocks_of(file: &File) -> Outcome<usize> {
     Ok(file.metadata()?.len() as usize / BLOCK_BYTES)
 }
 
-/// Reads a file in large calls or small ones at random, out of the daemon and not the kernel's
-/// cache. Bytes per second.
+/// Reads a file, sequentially in large calls or at random in small ones, from the daemon and not
+/// from the kernel's cache. Returns bytes per second.
 pub(crate) fn read_uncached(path: &Path, randomly: Option<(&mut Bytes, u32)>) -> Outcome<f64> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -148,7 +148,7 @@ pub(crate) fn allocated(top: &Path) -> Outcome<u64> {
     for entry in fs::read_dir(top)? {
         let entry = entry?;
         let metadata = match entry.metadata() {
-            // Removed by the daemon meanwhile.
+            // Removed by the daemon in the meantime.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other?,
         };

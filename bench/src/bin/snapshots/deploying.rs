@@ -1,5 +1,5 @@
-//! Deploying an image of large files; then both volumes are written to at random, at the same
-//! time, and every block of both is compared with what was written.
+//! Deploys an image of large files. Then both volumes are written to at random, at the same time,
+//! and every block of both is compared with what was written.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -17,13 +17,14 @@ use crate::{Arguments, volume};
 
 pub(crate) const FILE_BYTES: u64 = 128 << 20;
 const CALL_BLOCKS: usize = 256;
-/// Who has written a block last: both in the beginning, one of the volumes later.
+/// The last writer of a block: both volumes share it at first, one of them writes it later.
 const COMMON: u32 = 0;
 
-/// Is given the number of a file, an offset, and the bytes that belong there.
+/// Called with the number of a file, an offset, and the expected bytes there.
 type Visitor<'a> = dyn FnMut(usize, u64, &[u8]) -> Outcome<()> + 'a;
 
-/// What a volume must hold: of each block of each file a number that no two writes have in common.
+/// The expected contents of a volume: for each block of each file a number that no two writes have
+/// in common.
 #[derive(Clone)]
 pub(crate) struct Contents {
     files: Vec<Vec<u32>>,
@@ -74,7 +75,7 @@ pub(crate) fn run(programs: &Programs, backing: &Path, arguments: &Arguments) ->
     Ok(())
 }
 
-/// Writes to both at the same time, and compares both with what was written.
+/// Writes to both volumes at the same time, and compares both with what was written.
 fn check_both(
     source: &mut Filesystem,
     copy: &mut Filesystem,
@@ -107,7 +108,7 @@ fn check_both(
 }
 
 impl Contents {
-    /// Of so many files that nobody has changed yet.
+    /// Of this many files that were not changed yet.
     pub(crate) fn common(files: usize) -> Self {
         let blocks = FILE_BYTES as usize / BLOCK_BYTES;
         Self {
@@ -156,7 +157,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Every file's contents, in calls of 1 MiB at their offsets.
+    /// The contents of every file, in calls of 1 MiB.
     fn visit(&self, visit: &mut Visitor<'_>) -> Outcome<()> {
         let mut call = vec![0; CALL_BLOCKS * BLOCK_BYTES];
         for (file, blocks) in self.files.iter().enumerate() {
@@ -170,7 +171,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Writes blocks at random, with an fsync now and then; how many.
+    /// Writes blocks at random, with an fsync now and then. Returns the number of blocks.
     fn write(&mut self, root: &Path, who: u32, time: Duration) -> Outcome<u32> {
         const SYNC_EVERY: u32 = 1024;
         let mut options = File::options();

@@ -4,18 +4,18 @@
 //! cargo build --release
 //! cargo run --release -p bilayer-bench --bin snapshots -- --dir /srv/tmp --ext4
 //! ```
-//! What is compared is measured in one run, in turns, so that what else the machine does meets all
-//! of it alike; figures are medians, with the smallest and the largest beside them. Nothing is
-//! asserted about time; that contents are right is. `bench/README.md` tells what the figures mean.
+//! Variants that are compared are measured in one run, alternately, so that other activity of the
+//! machine affects all of them alike. Figures are medians, with the smallest and the largest value
+//! beside them. Times are not asserted; contents are. `bench/README.md` explains the figures.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use bilayer_bench::Outcome;
-use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
-use bilayer_bench::image::Image;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs};
+use bilayer_bench::image::in_fresh_backing;
+use bilayer_bench::{Outcome, exit_code, load};
 use clap::{Parser, ValueEnum};
 
 mod data;
@@ -26,10 +26,10 @@ mod stalls;
 mod taking;
 mod writing;
 
-/// What is measured.
+/// The measurements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Part {
-    /// What taking one costs, by size of the volume, and how long writers are held up
+    /// The cost of taking one, by size of the volume, and how long writers are delayed
     Taking,
     /// Random writes before and after a snapshot
     Writing,
@@ -48,10 +48,10 @@ struct Arguments {
     /// What to measure [default: everything]
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// Where everything is made, in a directory of its own that is removed at the end
+    /// Directory in which everything is created; the files are removed at the end
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
-    /// Small and few: shows that it works, not how fast
+    /// Small amounts: shows that it works, not how fast
     #[arg(long)]
     quick: bool,
     /// A fresh ext4 for each part, in an image file of this size below DIR; for root only
@@ -60,13 +60,13 @@ struct Arguments {
     /// The program to measure [default: `bilayer` beside this program]
     #[arg(long, value_name = "FILE")]
     bilayer: Option<PathBuf>,
-    /// How often everything is repeated
+    /// Number of rounds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Taking: files of the volumes
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 50_000, 500_000])]
     files: Vec<u64>,
-    /// Taking: bytes in large files of the largest volume, and less in the others accordingly
+    /// Taking: bytes in large files of the largest volume; the others have proportionally less
     #[arg(long, value_name = "GIB", default_value_t = 4)]
     gib: u64,
     /// Taking: snapshots of each volume
@@ -78,7 +78,7 @@ struct Arguments {
     /// Writing: how long each rate is measured
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     write_seconds: u64,
-    /// Many: how many
+    /// Many: number of snapshots
     #[arg(long, default_value_t = 1_000)]
     snapshots: u32,
     /// Deploying: size of the image
@@ -106,13 +106,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().made_quick()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bilayer-snapshots: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("snapshots", run(&Arguments::parse().made_quick()))
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
@@ -125,27 +119,20 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         if !arguments.parts.is_empty() && !arguments.parts.contains(part) {
             continue;
         }
-        let place = tempfile::Builder::new()
-            .prefix("part-")
-            .tempdir_in(top.path())?;
-        let image = arguments
-            .ext4
-            .map(|gib| Image::make(place.path(), gib << 30))
-            .transpose()?;
-        let backing = image.as_ref().map_or(place.path(), Image::root);
         let name = part.to_possible_value();
         let name = name.as_ref().map_or("", |name| name.get_name());
         println!("\n{name} (load {})", load());
-        match part {
-            Part::Taking => taking::run(&programs, backing, arguments)?,
-            Part::Writing => writing::run(&programs, backing, arguments)?,
-            Part::Many => many::run(&programs, backing, arguments)?,
-            Part::Deploying => deploying::run(&programs, backing, arguments)?,
-            Part::Resealing => resealing::run(&programs, backing, arguments)?,
-        }
-        drop(image);
-        place.close()?;
-        sync_backing(top.path())?;
+        let run_part = match part {
+            Part::Taking => taking::run,
+            Part::Writing => writing::run,
+            Part::Many => many::run,
+            Part::Deploying => deploying::run,
+            Part::Resealing => resealing::run,
+        };
+        let ext4_bytes = arguments.ext4.map(|gib| gib << 30);
+        in_fresh_backing(top.path(), ext4_bytes, |backing| {
+            run_part(&programs, backing, arguments)
+        })?;
     }
     Ok(())
 }
@@ -155,10 +142,4 @@ fn volume(programs: &Programs, backing: &Path, name: &str) -> Outcome<Filesystem
     let place = backing.join(name);
     std::fs::create_dir(&place)?;
     Filesystem::make(Kind::Bilayer, programs, &place)
-}
-
-/// Processes that were running during the last minute, on average.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or("unknown").to_owned()
 }

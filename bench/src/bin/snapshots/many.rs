@@ -1,4 +1,4 @@
-//! A volume with many snapshots beside one that has been changed in the same way and has none.
+//! A volume with many snapshots, beside one that was changed in the same way and has none.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,12 +21,12 @@ const QUICK_FILE_BYTES: u64 = 16 << 20;
 const SMALL_FILES: u64 = 2_000;
 /// Blocks of the large file that change between two snapshots.
 const CHANGED_BLOCKS: u32 = 8;
-/// Small files that are written anew between two.
+/// Small files that are rewritten between two snapshots.
 const CHANGED_FILES: u64 = 4;
 const RANDOM_READS: u32 = 20_000;
 const MADE_FILES: u32 = 2_000;
 const WRITE_TIME: Duration = Duration::from_secs(3);
-/// Snapshots of which everything that changed is read back.
+/// Snapshots whose changed contents are all read back.
 const READ_BACK: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -63,7 +63,7 @@ pub(crate) fn run(programs: &Programs, backing: &Path, arguments: &Arguments) ->
     volumes.compare()
 }
 
-/// What the snapshot of that number shows in the file that has another number in each.
+/// What the snapshot of this number shows in the file that differs in each snapshot.
 fn stamp(number: u32) -> String {
     format!("before snapshot {number}")
 }
@@ -114,7 +114,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Looks into some, in random order.
+    /// Reads from some snapshots, in random order.
     fn read_back(&self, count: u32) -> Outcome<()> {
         let mut random = Bytes::new(8);
         let mut times = Vec::new();
@@ -141,7 +141,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Deletes all in random order, and waits until what they held is free.
+    /// Deletes all snapshots in random order, and waits until their space is free.
     fn delete(&mut self, count: u32) -> Outcome<()> {
         let held = allocated(&self.many.sealed())?;
         let mut order: Vec<u32> = (0..count).collect();
@@ -178,7 +178,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Returns when the volume's directory has stopped shrinking: the bytes that it takes.
+    /// Waits until the volume's directory has stopped shrinking. Returns the bytes that it takes.
     fn wait_until_purged(&self) -> Outcome<u64> {
         const STILL: u32 = 3;
         let until = Instant::now() + PATIENCE;
@@ -192,20 +192,20 @@ impl Volumes {
         Ok(least)
     }
 
-    /// Rates of both, in turns, and their ratios within a round.
+    /// Rates of both volumes, alternately, and their ratios within a round.
     fn compare(&self) -> Outcome<()> {
         let mut ratios: BTreeMap<usize, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
         for round in 0..=self.rounds {
             for (at, workload) in WORKLOADS.iter().enumerate() {
                 let mut rates = [0.0; 2];
                 for turn in 0..2 {
-                    // Every round begins with another one.
+                    // Every round begins with the other volume.
                     let which = (turn + round as usize) % 2;
                     let filesystem = [&self.many, &self.none][which];
                     rates[which] = (workload.rate)(filesystem.root(), round)?;
                     sync_backing(&filesystem.sealed())?;
                 }
-                // The first round has what is done once after a snapshot.
+                // The first round includes work that is done once after a snapshot.
                 let samples = ratios.entry(at).or_default();
                 if round > 0 {
                     samples.0.push(rates[0] / rates[1]);
@@ -307,7 +307,7 @@ fn create(root: &Path, round: u32) -> Outcome<f64> {
     Ok(f64::from(MADE_FILES) / begin.elapsed().as_secs_f64())
 }
 
-/// Of the files that were there before any snapshot.
+/// Of the files that existed before the first snapshot.
 fn stat(root: &Path, _: u32) -> Outcome<f64> {
     drop_caches();
     let begin = Instant::now();

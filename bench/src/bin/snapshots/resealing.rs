@@ -1,6 +1,6 @@
-//! What it costs that no data key leaves for another holder: deploying an image by links, deploying
-//! it to another customer key, exporting and importing it, in turns and with cold caches; and
-//! everything that was made is compared with what was written.
+//! The cost of giving no data key to another holder: deploying an image by links, deploying it to
+//! another customer key, and exporting and importing it, alternately and with cold caches.
+//! Everything that was created is compared with what was written.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use bilayer_bench::spread::Spread;
 use crate::deploying::{Contents, FILE_BYTES};
 use crate::{Arguments, volume};
 
-/// What is measured, and the rates of each round in MiB/s.
+/// The variants, and the rates of each round in MiB/s.
 #[derive(Default)]
 struct Rates {
     linked: Vec<f64>,
@@ -84,7 +84,7 @@ pub(crate) fn run(programs: &Programs, backing: &Path, arguments: &Arguments) ->
     Ok(())
 }
 
-/// Compares what was made with what was written, after the last round, and removes it.
+/// After the last round, compares what was created with what was written, and removes it.
 fn clear(mut copy: Filesystem, contents: &Contents, compare: bool) -> Outcome<()> {
     if compare {
         copy.mount_cold()?;

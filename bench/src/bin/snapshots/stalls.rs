@@ -1,4 +1,5 @@
-//! How long others wait while snapshots are taken: one thread writes and fsyncs, one makes files.
+//! How long other work waits while snapshots are taken: one thread writes and fsyncs, one creates
+//! files.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -13,15 +14,15 @@ use bilayer_bench::tree::Bytes;
 
 use crate::data::{BLOCK_BYTES, Manner, blocks_of};
 
-/// Begin and length of each call.
+/// Start and duration of each call.
 type Calls = Vec<(Instant, Duration)>;
 
-/// In every other second a snapshot is taken in the middle of it.
+/// In every other second a snapshot is taken in the middle of the second.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Prints the longest call of each second, of those with a snapshot and of those without.
+/// Prints the longest call of each second, for seconds with and without a snapshot.
 ///
-/// Writes go to the file, new files into the directory.
+/// Writes go to the file; new files are created in the directory.
 pub(crate) fn measure(
     file: &Path,
     directory: &Path,
@@ -70,7 +71,7 @@ fn take_in_turns(
     Ok(())
 }
 
-/// Milliseconds of the longest call of every other second.
+/// Duration of the longest call of every other second, in milliseconds.
 fn longest(begin: Instant, seconds: u32, calls: &Calls, odd: bool) -> Vec<f64> {
     let every_other = (u32::from(odd)..seconds).step_by(2);
     every_other
@@ -114,7 +115,7 @@ fn timed(stop: &AtomicBool, call: &mut dyn FnMut(u64) -> Outcome<()>) -> Outcome
         let begin = Instant::now();
         call(number)?;
         calls.push((begin, begin.elapsed()));
-        // Not all that a processor can do: nobody is to wait for the other thread instead.
+        // Less than a CPU can do, so that neither thread has to wait for the other.
         thread::sleep(Duration::from_micros(500));
     }
     Ok(calls)

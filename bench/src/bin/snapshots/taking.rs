@@ -1,4 +1,4 @@
-//! What taking a snapshot costs, for volumes of several sizes that are all mounted at once.
+//! The cost of taking a snapshot, for volumes of several sizes that are all mounted at once.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -14,7 +14,7 @@ use crate::{Arguments, stalls, volume};
 
 const LARGE_BYTES: u64 = 256 << 20;
 const CHANGED_BYTES: u64 = 4 << 20;
-/// The commit that a change without fsync waits for at most has been.
+/// Longer than the commit interval.
 const QUIET: Duration = Duration::from_secs(6);
 
 struct Volume {
@@ -73,7 +73,7 @@ fn fill(root: &Path, files: u64, large: u64) -> Outcome<()> {
 }
 
 impl Volume {
-    /// Two snapshots, each after a small change that the first part of it makes durable.
+    /// Two snapshots, each after a small change, which taking the snapshot first makes durable.
     fn take(&mut self, turn: u32) -> Outcome<()> {
         let root = self.filesystem.root().to_path_buf();
         let name = format!("by-mkdir-{turn}");
@@ -88,7 +88,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Milliseconds of taking one.
+    /// Duration of taking one, in milliseconds.
     fn one(&mut self, take: &mut dyn FnMut() -> Outcome<()>) -> Outcome<f64> {
         let root = self.filesystem.root();
         let file = fs::File::options().write(true).open(root.join("changed"))?;

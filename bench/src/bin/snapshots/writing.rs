@@ -1,7 +1,7 @@
 //! Random writes of 4 KiB to one file: before a snapshot, right after it, and later.
 //!
-//! Each round has a fresh file. Its rate is measured twice before the snapshot, so that what the
-//! machine alone changes is seen: the first pair has nothing between its halves.
+//! Each round has a fresh file. Its rate is measured twice before the snapshot, which shows how
+//! much the rates vary on this machine without one.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Records that are each well-formed and contradict one another: directories in circles, names that
-//! lead nowhere or twice to the same, numbers that were never drawn or are drawn next. A filesystem
-//! over them gives errors and ends; what it makes is its own, and nobody else's. What an import
-//! would accept of them is a whole filesystem.
+//! lead nowhere or twice to the same inode, inode numbers that were never allocated or are
+//! allocated next. A filesystem over them returns errors and ends; files that it creates are new,
+//! and share nothing with others. If an import accepts the records, the filesystem is whole.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ use super::exercise::exercise;
 use super::hostile::{self, TableRow};
 use super::sample::{self, ROOT, ROOT_USER};
 
-/// Names that are given.
+/// The names in use.
 const NAMES: [&str; 6] = ["dir", "small", "evil", "again", "up", "x/y"];
-/// Directories that are moved into each other.
+/// Number of directories that are moved into each other.
 const MOVED: usize = 6;
 
-/// A number of an inode, mostly of one that the sample has.
+/// An inode number, mostly one of the sample's.
 #[derive(Clone, Copy, Debug)]
 struct Number(u64);
 
@@ -65,7 +65,7 @@ impl From<Kind> for FileKind {
     }
 }
 
-/// What is put into the database in the place of what is there.
+/// A change of the rows in the database.
 #[derive(Arbitrary, Debug)]
 enum Change {
     Inode {
@@ -86,14 +86,14 @@ enum Change {
         kind: Kind,
         generation: u8,
     },
-    /// A name where looking it up does not look.
+    /// A name at a position at which a lookup does not search.
     Hidden {
         parent: Number,
         name: u8,
         ino: Number,
         hash: u32,
     },
-    /// The sample's row of that number goes.
+    /// Removes the sample's row of that number.
     Remove {
         row: u8,
     },
@@ -113,7 +113,8 @@ enum Change {
     },
 }
 
-/// The bytes say what becomes of the sample's rows; the first one, whether older versions remain.
+/// The bytes describe changes of the sample's rows; the first byte says whether older versions
+/// remain.
 pub fn target(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else {
         return;
@@ -122,7 +123,7 @@ pub fn target(data: &[u8]) {
     if first & 1 == 1 {
         rows.retain(is_of_an_image);
     }
-    // A short or odd end means that there are fewer changes.
+    // A short or odd end means fewer changes.
     let _ = change(&mut rows, rest);
     mount(&rows);
     let accepted = receive(&rows);
@@ -271,8 +272,8 @@ fn mount(rows: &[TableRow]) {
     }
 }
 
-/// Makes of the rows what an import makes of those of an image. What it accepts has no
-/// contradiction; the answer is whether it does.
+/// Processes the rows as an import does with those of an image. Accepted rows have no
+/// contradiction. Returns whether they are accepted.
 fn receive(rows: &[TableRow]) -> bool {
     let sample = hostile::sample();
     let store = sample.store.snapshot();
@@ -322,7 +323,8 @@ fn create(store: &MemoryStore, volume: &Volume) -> MetaFile {
     MetaFile::create(file, volume.keys.active(), volume.header.meta_crypto()).unwrap()
 }
 
-/// Makes files and directories, which are nobody else's, and moves directories into each other.
+/// Creates files and directories, which must share nothing with others, and moves directories into
+/// each other.
 fn use_it(fs: &Filesystem) {
     let known: BTreeSet<NodeId> = names(fs).iter().map(|(_, _, node)| *node).collect();
     let mut made = BTreeSet::new();
@@ -341,20 +343,20 @@ fn use_it(fs: &Filesystem) {
             }
         }
     }
-    let found = names(fs);
+    let named = names(fs);
     for node in &made {
-        let theirs = found.iter().filter(|(_, _, other)| other == node).count();
+        let theirs = named.iter().filter(|(_, _, other)| other == node).count();
         assert!(theirs <= 1, "{node:?} has {theirs} names");
     }
-    move_all(fs, &found);
+    move_all(fs, &named);
 }
 
-/// A name, its directory and what it leads to.
+/// A name, its directory and its inode.
 type Named = (NodeId, Vec<u8>, NodeId);
 
 /// Every name that can be looked up, of each directory once.
 fn names(fs: &Filesystem) -> Vec<Named> {
-    let mut found: Vec<Named> = Vec::new();
+    let mut named: Vec<Named> = Vec::new();
     let mut directories = vec![ROOT];
     let mut known = BTreeSet::from([ROOT]);
     while let Some(directory) = directories.pop() {
@@ -365,10 +367,10 @@ fn names(fs: &Filesystem) -> Vec<Named> {
             if attr.kind == FileKind::Directory && known.insert(attr.node) {
                 directories.push(attr.node);
             }
-            found.push((directory, name, attr.node));
+            named.push((directory, name, attr.node));
         }
     }
-    found
+    named
 }
 
 fn names_in(fs: &Filesystem, node: NodeId) -> std::result::Result<Vec<Vec<u8>>, Errno> {
@@ -384,14 +386,14 @@ fn names_in(fs: &Filesystem, node: NodeId) -> std::result::Result<Vec<Vec<u8>>, 
     Ok(names)
 }
 
-fn move_all(fs: &Filesystem, found: &[Named]) {
-    let directories = found.iter().filter(|(_, _, node)| {
+fn move_all(fs: &Filesystem, named: &[Named]) {
+    let directories = named.iter().filter(|(_, _, node)| {
         fs.getattr(*node)
             .is_ok_and(|attr| attr.kind == FileKind::Directory)
     });
     let directories: Vec<&Named> = directories.take(MOVED).collect();
     for (parent, name, _) in &directories {
-        // Also into those that no name leads to: the kernel may know them.
+        // Also into directories to which no name leads: the kernel may know them.
         let others = (0..12).filter_map(|ino| NodeId::live(Ino(ino)));
         for other in directories.iter().map(|(_, _, node)| *node).chain(others) {
             let flags = RenameFlags::default();
@@ -414,7 +416,7 @@ fn move_all(fs: &Filesystem, found: &[Named]) {
             let _ = fs.lookup(other, b"..");
         }
     }
-    for (parent, name, node) in found {
+    for (parent, name, node) in named {
         let _ = fs.link(*node, ROOT, b"linked");
         let _ = fs.unlink(*parent, name);
         let _ = fs.rmdir(*parent, name);

@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::{hostile, sample};
 
-/// Lines of one case.
+/// Maximum number of lines of one case.
 const LINES_MAX: usize = 16;
 
-/// The bytes are lines, each of which is answered. What makes volumes or reads files elsewhere on
-/// the machine is left out.
+/// The bytes are lines, each of which gets a response. Requests that create volumes or read files
+/// elsewhere on the machine are skipped.
 pub fn target(data: &[u8]) {
     let sample = hostile::sample();
     let volume = sample.open(&sample.store.snapshot()).unwrap();
@@ -34,7 +34,7 @@ fn leaves_the_volume(line: &str) -> bool {
     operation["verb"] == "deploy" || !operation["passphrase_file"].is_null()
 }
 
-/// Responses with raw bytes between them; the last one, and no other, is how it ended.
+/// Responses with raw bytes between them; only the last one is the outcome.
 fn check(mut answer: &[u8]) {
     loop {
         let end = answer.iter().position(|byte| *byte == b'\n').unwrap();

@@ -1,9 +1,9 @@
-//! redb over hostile pages: whatever is in them behind both layers, using the database ends in
-//! errors. redb panics on much of it; those panics are caught where it is called.
+//! redb over hostile pages: whatever the pages contain behind both layers, using the database ends
+//! in errors. redb panics on many of them; those panics are caught where redb is called.
 //!
-//! One kind cannot be: where a page that a commit frees is none that was in use, redb 4.5 panics
-//! while it looks through a table of such pages, and again in a destructor on the way out, which
-//! ends the process, as a kill does. An input that does it is a finding here all the same.
+//! One kind cannot be caught: if a page that a commit frees was not in use, redb 4.5 panics while
+//! it searches a table of such pages, and again in a destructor while unwinding, which ends the
+//! process like a kill. An input that causes this is nevertheless a finding here.
 
 use std::sync::{Arc, Once};
 
@@ -22,7 +22,7 @@ use super::hostile;
 
 const PAGE: u64 = META_PAYLOAD_BYTES as u64;
 
-/// What becomes of plaintext below the database. Pages are numbered among those in use.
+/// A change of the plaintext below the database. Pages are numbered among those in use.
 #[derive(Arbitrary, Debug)]
 enum Change<'a> {
     Flip {
@@ -53,8 +53,8 @@ enum Change<'a> {
     },
 }
 
-/// The first byte says whether the last use ended by a power cut, the others what becomes of the
-/// pages.
+/// The first byte says whether the last use ended by a power cut, the others describe changes of
+/// the pages.
 pub fn target(data: &[u8]) {
     let Some((_, rest)) = data.split_first() else {
         return;
@@ -64,7 +64,7 @@ pub fn target(data: &[u8]) {
     let store = sample.store.snapshot();
     let volume = sample.open(&store).unwrap();
     let sound = open(&store, &volume).unwrap();
-    // A short or odd end means that there are fewer changes.
+    // A short or odd end means fewer changes.
     let _ = mutate(&sound, rest);
     drop(sound);
     let Ok(changed) = open(&store, &volume) else {
@@ -132,13 +132,13 @@ fn in_use(file: &MetaFile) -> Vec<u64> {
     written.collect()
 }
 
-/// What reads the pages without redb: each key is visited once, in order.
+/// Reads the pages without redb: each key is visited once, in order.
 fn look_at_pages(file: MetaFile) {
     for tables in RawTables::all(&Arc::new(file)) {
         for table in Table::ALL {
             let mut last: Option<Vec<u8>> = None;
-            tables.visit(table, &(Vec::new()..vec![0xFF; 300]), &mut |found| {
-                if let Visited::Row(key, _) = found {
+            tables.visit(table, &(Vec::new()..vec![0xFF; 300]), &mut |visited| {
+                if let Visited::Row(key, _) = visited {
                     assert!(last.as_deref().is_none_or(|last| last < key));
                     last = Some(key.to_vec());
                 }

@@ -1,4 +1,4 @@
-//! Uses a filesystem that may hold anything. Errors are expected; panics and hangs are not.
+//! Uses a filesystem with arbitrary records. Errors are expected; panics and hangs are not.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use bilayer::fs::types::{
 
 use super::sample::{ROOT, ROOT_USER};
 
-/// Entries that are looked at.
+/// Maximum number of entries that are visited.
 const ENTRIES_MAX: usize = 64;
 
-/// Looks at everything, changes everything, takes views and drops them, closes.
+/// Reads everything, changes everything, takes and deletes views, closes.
 pub fn exercise(fs: &Filesystem) {
     let seen = look(fs);
     for (node, kind) in &seen {
@@ -30,7 +30,7 @@ pub fn exercise(fs: &Filesystem) {
     let _ = fs.close();
 }
 
-/// Walks the tree; a tree that goes round is not followed for ever.
+/// Walks the tree; a circle is not followed for ever.
 fn look(fs: &Filesystem) -> Vec<(NodeId, FileKind)> {
     let mut seen = vec![(ROOT, FileKind::Directory)];
     let mut known = BTreeSet::from([ROOT.0]);
@@ -139,11 +139,11 @@ fn change(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
         let _ = fs.copy_file_range(node, 0, copy.node, 0, 1 << 22);
         fs.release(copy.node, other);
     }
-    let cut = SetAttr {
+    let truncation = SetAttr {
         size: Some(4_100),
         ..SetAttr::default()
     };
-    let _ = fs.setattr(&ROOT_USER, node, &cut);
+    let _ = fs.setattr(&ROOT_USER, node, &truncation);
     fs.release(node, handle);
     Ok(())
 }
@@ -187,9 +187,9 @@ fn names(fs: &Filesystem) -> Result<(), Errno> {
         none,
     );
     let _ = fs.rmdir(ROOT, b"made");
-    let found = fs.lookup(dir.node, b"dir")?;
-    let _ = fs.unlink(found.node, b"large");
-    let _ = fs.unlink(found.node, b"link");
+    let dir_attr = fs.lookup(dir.node, b"dir")?;
+    let _ = fs.unlink(dir_attr.node, b"large");
+    let _ = fs.unlink(dir_attr.node, b"link");
     let _ = fs.rmdir(dir.node, b"dir");
     Ok(())
 }

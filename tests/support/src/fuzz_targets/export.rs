@@ -1,4 +1,4 @@
-//! Exported images: headers that nobody has vouched for, and streams that were changed.
+//! Exported images: unauthenticated headers, and modified streams.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -15,7 +15,7 @@ use bilayer::store::memory::MemoryStore;
 
 use super::{hostile, sample};
 
-/// What becomes of a stream.
+/// A change of a stream.
 #[derive(Arbitrary, Debug)]
 enum Change<'a> {
     Flip {
@@ -30,15 +30,15 @@ enum Change<'a> {
         at: u32,
         len: u16,
     },
-    Cut(u32),
-    /// In the header, whose end is the first of all ends.
+    Truncate(u32),
+    /// A position in the header, which ends first.
     Header {
         at: u16,
         bytes: &'a [u8],
     },
 }
 
-/// Work of Argon2id that a case may ask for, in KiB.
+/// Memory of Argon2id that a case may request, in KiB.
 const MOST_WORK_KIB: u64 = 1024;
 
 thread_local! {
@@ -59,7 +59,7 @@ fn exported() -> Rc<Vec<u8>> {
     EXPORTED.with(|kept| Rc::clone(kept.get_or_init(make)))
 }
 
-/// The first byte says whether the others are the stream, or what becomes of a sound one.
+/// The first byte says whether the others are the stream, or describe changes of a valid one.
 pub fn target(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else {
         return;
@@ -70,7 +70,7 @@ pub fn target(data: &[u8]) {
         return;
     }
     let mut stream = (*sound).clone();
-    // A short or odd end means that there are fewer changes.
+    // A short or odd end means fewer changes.
     let _ = mutate(&mut stream, rest);
     receive(&stream, &sound);
 }
@@ -89,7 +89,7 @@ fn mutate(stream: &mut Vec<u8>, data: &[u8]) -> Result<()> {
                 let end = (place(at) + usize::from(count)).min(len);
                 stream.drain(place(at)..end);
             }
-            Change::Cut(at) => stream.truncate(place(at)),
+            Change::Truncate(at) => stream.truncate(place(at)),
             Change::Header { at, bytes } => {
                 let at = usize::from(at) % 1500 % len;
                 let end = (at + bytes.len()).min(len);

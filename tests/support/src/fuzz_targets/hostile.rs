@@ -1,5 +1,5 @@
-//! A volume whose keys are right and whose metadata are not: what somebody who may seal pages, as
-//! whoever made an export, or a bug, could leave behind.
+//! A volume whose keys are right and whose metadata is wrong: what a bug could leave behind, or
+//! somebody who may seal pages, such as the creator of an export.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -70,7 +70,7 @@ fn inode(kind: FileKind, size: u64, parent: Ino) -> InodeRecord {
     }
 }
 
-/// Where looking a name up looks.
+/// The position at which a lookup of a name searches.
 pub fn name_hash(name: &[u8]) -> u32 {
     keys::name_hash(&HASH_KEY, name)
 }
@@ -128,7 +128,7 @@ fn counters() -> Counters {
     }
 }
 
-/// Every row of the sample: a directory, a small and a large file, a link, attributes, three views,
+/// All rows of the sample: a directory, a small and a large file, a link, attributes, three views,
 /// an orphan, garbage.
 pub fn rows() -> Vec<TableRow> {
     let versioned = [
@@ -246,7 +246,7 @@ pub fn rows() -> Vec<TableRow> {
     rows
 }
 
-/// Puts rows into the database of an open `meta`, which then is closed.
+/// Puts rows into the database of an open `meta`, and closes it.
 pub fn load(file: MetaFile, rows: &[TableRow]) -> Result<(), bilayer::meta::MetaError> {
     let tables = Tables::open(Arc::new(file), 1 << 20)?;
     let counters = rows
@@ -280,7 +280,7 @@ fn fill(fresh: &FreshVolume) {
     let path = StorePath::new(META_NAME);
     let file = fresh.store.open(&path, OpenMode::CreateNew).unwrap();
     drop(MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto).unwrap());
-    // Several times, so that the file holds pages of earlier times too.
+    // Several times, so that the file also contains pages of earlier commits.
     for commit in 0..COMMITS {
         let file = fresh.store.open(&path, OpenMode::ReadWrite).unwrap();
         let meta = match commit {

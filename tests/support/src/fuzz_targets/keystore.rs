@@ -18,7 +18,7 @@ const FILES: [&str; 3] = [
     "volumes/11111111111111111111111111111111.json",
 ];
 
-/// What a keystore has that nothing is wrong with.
+/// A valid keystore.
 const GOOD: [&str; 3] = [
     r#"{"format":"bilayer-platform-keystore","version":1,"id":"22222222222222222222222222222222"}"#,
     concat!(
@@ -80,7 +80,7 @@ fn examine(directory: &Path) {
     let Ok(Some(record)) = keystore.record(VOLUME) else {
         return;
     };
-    // What was read is written so that it is read again as the same.
+    // A record that can be read is written so that it reads back identically.
     keystore.update_record(VOLUME, &record).unwrap();
     assert_eq!(keystore.record(VOLUME).unwrap(), Some(record));
 }

@@ -1,5 +1,5 @@
-//! What is fuzzed: each module has a function `target` that takes any bytes and panics where
-//! something is wrong. `fuzz_targets/` hands them to libFuzzer; `tests/corpora` runs them over the
+//! The fuzz targets: each module has a function `target` that takes any bytes and panics if
+//! something is wrong. `fuzz_targets/` passes them to libFuzzer; `tests/corpora` runs them over the
 //! kept inputs in an ordinary `cargo test`.
 
 pub mod contradictions;
@@ -20,7 +20,7 @@ pub mod wraps;
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     ("superblock", superblock::target),
     ("keystore", keystore::target),

@@ -1,4 +1,4 @@
-//! Sequences of operations on a filesystem and on its model, which must stay the same.
+//! Sequences of operations on a filesystem and on its model, which must stay equal.
 
 use arbitrary::{Result, Unstructured};
 
@@ -6,9 +6,9 @@ use crate::operation::{Kind, NAMES, Operation, Place, TITLES, Target, Title};
 use crate::world::World;
 use crate::{CHUNK, Mount, PAGE};
 
-/// No file begins to grow beyond this.
+/// No operation grows a file that is larger than this.
 const LARGEST: u32 = CHUNK as u32 + 20_000;
-/// Operations of one case.
+/// Maximum number of operations of one case.
 const OPERATIONS_MAX: usize = 60;
 
 /// The bytes are a list of operations.
@@ -65,7 +65,7 @@ fn kind(input: &mut Unstructured<'_>) -> Result<Kind> {
     })
 }
 
-/// Offsets and lengths: a unit, how many of it, and a little more or less.
+/// Offsets and lengths: a unit, a multiple of it, and a little more or less.
 fn amount(input: &mut Unstructured<'_>, most: u32) -> Result<u32> {
     let [unit, count, more] = input.arbitrary::<[u8; 3]>()?;
     let unit = [1, 64, PAGE as u32, CHUNK as u32 / 2][usize::from(unit % 4)];

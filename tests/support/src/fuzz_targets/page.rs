@@ -1,5 +1,5 @@
-//! Sealed pages, of contents and of `meta`: whatever is on the disk, a page gives what was put into
-//! it at its place or an error.
+//! Sealed pages, of contents and of `meta`: whatever is on the disk, a page returns the plaintext
+//! that was sealed at its position, or an error.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -17,17 +17,17 @@ use bilayer::store::{OpenMode, Store, StoreFile, StorePath};
 const PAGES: usize = 4;
 const CRYPTO: CryptoId = CryptoId([5; 16]);
 
-/// What becomes of sealed bytes.
+/// A change of sealed bytes.
 #[derive(Arbitrary, Debug)]
 enum Change<'a> {
     Flip { at: u16, by: u8 },
     Write { at: u16, bytes: &'a [u8] },
     Copy { from: u8, to: u8 },
     Zero(u8),
-    Cut(u16),
+    Truncate(u16),
 }
 
-/// Sealed bytes and the plain ones in them.
+/// Sealed bytes and their plaintext.
 struct Sealed {
     bytes: Vec<u8>,
     unit: usize,
@@ -93,7 +93,7 @@ impl Samples {
                 .unwrap();
         }
         meta.sync().unwrap();
-        // Both slots of page 0 hold something.
+        // Both slots of page 0 are in use.
         meta.write(0, &plain(0, META_PAYLOAD_BYTES)).unwrap();
         meta.sync().unwrap();
         let meta = Sealed {
@@ -108,8 +108,8 @@ impl Samples {
     }
 }
 
-/// The first byte says of which geometry, and whether the bytes are the file itself or what becomes
-/// of a sealed one.
+/// The first byte chooses the geometry, and whether the others are the file itself or describe
+/// changes of a sealed one.
 pub fn target(data: &[u8]) {
     let samples = SAMPLES.with(|kept| Rc::clone(kept.get_or_init(|| Rc::new(Samples::new()))));
     let Some((kind, rest)) = data.split_first() else {
@@ -122,7 +122,7 @@ pub fn target(data: &[u8]) {
     };
     let mut bytes = sealed.bytes.clone();
     if kind & 2 == 0 {
-        // A short or odd end means that there are fewer changes.
+        // A short or odd end means fewer changes.
         let _ = mutate(&mut bytes, sealed.unit, rest);
     } else {
         rest.clone_into(&mut bytes);
@@ -154,14 +154,14 @@ fn mutate(bytes: &mut Vec<u8>, unit: usize, data: &[u8]) -> Result<()> {
                 bytes.copy_within(range(from), range(to).start);
             }
             Change::Zero(number) => bytes[range(number)].fill(0),
-            Change::Cut(at) => bytes.truncate(usize::from(at)),
+            Change::Truncate(at) => bytes.truncate(usize::from(at)),
             _ => {}
         }
     }
     Ok(())
 }
 
-/// True when the unit is as it was sealed.
+/// True if the unit is as it was sealed.
 fn unchanged(sealed: &Sealed, bytes: &[u8], number: usize, len: usize) -> bool {
     let start = number * sealed.unit;
     bytes.get(start..start + len) == Some(&sealed.bytes[start..start + len])
@@ -186,7 +186,7 @@ fn read_contents(samples: &Samples, bytes: &[u8]) {
 }
 
 fn read_meta(samples: &Samples, bytes: &[u8]) {
-    // What follows a page in its stride is no part of it.
+    // Padding after a page in its stride is no part of it.
     let sealed_bytes = META_PAYLOAD_BYTES + 64;
     let slots = [0, 1].map(|slot| unchanged(&samples.meta, bytes, slot, sealed_bytes));
     let opened = MetaFile::open(file_of(bytes), samples.ring.active(), CRYPTO);

@@ -1,4 +1,4 @@
-//! Records of the metadata and the keys they are under: decoders take exactly what encoders write.
+//! Records of the metadata and their keys: decoders accept exactly what encoders write.
 
 use bilayer::meta::keys::{self, VersionedKey};
 use bilayer::meta::page_set::PageSet;
@@ -48,7 +48,7 @@ fn page_set(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(again)
 }
 
-/// Keys are taken apart and put together again.
+/// Keys are split into their parts and encoded again.
 fn key(bytes: &[u8]) -> Option<Vec<u8>> {
     let _ = keys::ino_of(bytes);
     if let Some((generation, table, logical)) = keys::change_parts(bytes) {

@@ -1,4 +1,4 @@
-//! Hostile records in a sound database: a filesystem that is opened over them gives errors.
+//! Hostile records in a valid database: a filesystem that is opened over them returns errors.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::fs::Filesystem;
@@ -11,7 +11,7 @@ use super::exercise::exercise;
 use super::hostile::{self, TableRow};
 use super::sample;
 
-/// What becomes of the rows. `row` chooses one.
+/// A change of the rows. `row` chooses one.
 #[derive(Arbitrary, Debug)]
 enum Change<'a> {
     Remove {
@@ -40,7 +40,7 @@ enum Change<'a> {
         row: u8,
         key: &'a [u8],
     },
-    Cut {
+    Truncate {
         row: u8,
         len: u8,
     },
@@ -60,10 +60,10 @@ enum Change<'a> {
     },
 }
 
-/// The bytes say what becomes of the sample's rows.
+/// The bytes describe changes of the sample's rows.
 pub fn target(data: &[u8]) {
     let mut rows = hostile::rows();
-    // A short or odd end means that there are fewer changes.
+    // A short or odd end means fewer changes.
     let _ = mutate(&mut rows, data);
     let sample = hostile::sample();
     let store = sample.store.snapshot();
@@ -102,7 +102,7 @@ fn mutate(rows: &mut Vec<TableRow>, data: &[u8]) -> Result<()> {
             }
             Change::Value { row, value } => rows[choose(row)].1.1 = value.to_vec(),
             Change::Key { row, key } => rows[choose(row)].1.0 = key.to_vec(),
-            Change::Cut { row, len } => rows[choose(row)].1.1.truncate(usize::from(len)),
+            Change::Truncate { row, len } => rows[choose(row)].1.1.truncate(usize::from(len)),
             Change::CopyValue { from, to } => {
                 rows[choose(to)].1.1 = rows[choose(from)].1.1.clone();
             }

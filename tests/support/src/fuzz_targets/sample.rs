@@ -1,4 +1,4 @@
-//! Small volumes that cases begin with, made once in each thread.
+//! Small volumes from which cases begin, created once in each thread.
 
 use std::cell::OnceCell;
 use std::error::Error;
@@ -18,7 +18,7 @@ use bilayer::volume::{
     self, CreateOptions, FreshVolume, HEADER_NAME, OpenOptions, Volume, VolumeError,
 };
 
-/// Who calls.
+/// The caller of all operations.
 pub const ROOT_USER: Caller = Caller {
     uid: 0,
     gid: 0,
@@ -31,9 +31,9 @@ pub const ROOT: NodeId = NodeId::ROOT;
 /// A closed volume.
 pub struct Sample {
     directory: tempfile::TempDir,
-    /// Where it is: cases take copies.
+    /// Its store, which cases copy.
     pub store: MemoryStore,
-    /// Its superblock, all bytes.
+    /// All bytes of its superblock.
     pub header: Vec<u8>,
     /// Its key sets.
     pub keys: Arc<KeyRing>,
@@ -41,11 +41,11 @@ pub struct Sample {
     pub customer: Option<KeyUri>,
 }
 
-/// What makes the metadata of a volume.
+/// Creates the metadata of a volume.
 pub type Fill<'a> = dyn FnMut(&FreshVolume) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
 impl Sample {
-    /// Makes a volume; `fill` makes its metadata.
+    /// Creates a volume; `fill` creates its metadata.
     pub fn new(customer: bool, fill: &mut Fill<'_>) -> Self {
         let directory = directory();
         let customer = customer.then(|| {
@@ -84,7 +84,7 @@ impl Sample {
         self.directory.path().join(name)
     }
 
-    /// Opens a copy of it, of which the platform keystore has heard nothing.
+    /// Opens a copy of it, which the platform keystore does not know.
     pub fn open(&self, store: &MemoryStore) -> Result<Volume, VolumeError> {
         forget_records(&self.keystore());
         let options = OpenOptions {
@@ -96,7 +96,7 @@ impl Sample {
     }
 }
 
-/// A directory for keys; `TMPDIR` says where.
+/// A directory for keys; `TMPDIR` sets where.
 pub fn directory() -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("bilayer-fuzz-")
@@ -118,7 +118,7 @@ pub fn contents(store: &MemoryStore, name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Options under which nothing happens by itself.
+/// Options under which nothing happens in the background.
 pub fn options() -> FilesystemOptions {
     FilesystemOptions {
         commit_interval: std::time::Duration::from_secs(3600),

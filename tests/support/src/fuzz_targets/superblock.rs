@@ -1,4 +1,4 @@
-//! The superblock as it is before anybody has vouched for it.
+//! The superblock before it is authenticated.
 
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::{self, HEADER_NAME, OpenOptions, UnverifiedHeader};

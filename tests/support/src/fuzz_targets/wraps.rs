@@ -1,5 +1,5 @@
-//! Wrapped keys: whoever writes `volume.json` or an export has them unwrapped before anything is
-//! authenticated.
+//! Wrapped keys: the author of a `volume.json` or an export can have them unwrapped before anything
+//! is authenticated.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,32 +14,32 @@ use serde_json::Value;
 
 use super::sample::{self, Sample};
 
-/// What becomes of one field of a wrap.
+/// A change of one field of a wrap.
 #[derive(Arbitrary, Debug)]
 enum Change<'a> {
-    /// The ciphertext is this.
+    /// Replaces the ciphertext.
     Replace(&'a [u8]),
-    /// A byte of the ciphertext is another.
+    /// Changes a byte of the ciphertext.
     Flip(u16, u8),
-    /// The ciphertext ends early.
-    Cut(u16),
-    /// Something is text of whoever wrote it.
+    /// Truncates the ciphertext.
+    Truncate(u16),
+    /// Replaces a field by arbitrary text.
     Provider(&'a str),
     KeyVersion(&'a str),
     Algorithm(&'a str),
     /// A wrap of this kind is added.
     Again,
-    /// The customer's and the infrastructure's are exchanged.
+    /// The wraps of the customer DEK and the infrastructure DEK are exchanged.
     Exchange,
 }
 
-/// The first byte says what: a volume of either kind, a ciphertext for the customer key, or how an
-/// export's keys are wrapped.
+/// The first byte chooses the case: a volume of either kind, a ciphertext for the customer key, or
+/// the wrapped keys of an export.
 pub fn target(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else {
         return;
     };
-    // A short or odd end means that there are fewer changes.
+    // A short or odd end means fewer changes.
     let _ = match kind % 4 {
         0 => in_volume(&sample::platform(), rest),
         1 => in_volume(&sample::customer(), rest),
@@ -77,7 +77,7 @@ fn in_volume(sample: &Rc<Sample>, data: &[u8]) -> Result<()> {
         ..OpenOptions::default()
     };
     let opened = volume::open(Arc::new(store), &options);
-    // The fields come back in another order, so even the right one does not verify.
+    // The fields are encoded in another order, so even the right one does not verify.
     assert!(opened.is_err(), "changed: {}", changed != original);
     Ok(())
 }
@@ -105,7 +105,7 @@ fn change(set: &mut Value, role: &str, change: Change<'_>) {
     match change {
         Change::Replace(bytes) => record.ciphertext = bytes.to_vec(),
         Change::Flip(at, by) if len > 0 => record.ciphertext[usize::from(at) % len] ^= by,
-        Change::Cut(at) => record.ciphertext.truncate(usize::from(at)),
+        Change::Truncate(at) => record.ciphertext.truncate(usize::from(at)),
         Change::Provider(text) => record.provider = text.to_owned(),
         Change::KeyVersion(text) => record.key_version = text.to_owned(),
         Change::Algorithm(text) => record.algorithm = text.to_owned(),
@@ -114,7 +114,7 @@ fn change(set: &mut Value, role: &str, change: Change<'_>) {
     *wrap = serde_json::to_value(record).unwrap();
 }
 
-/// The private key decrypts what was encrypted to it and nothing else.
+/// The private key decrypts only what was encrypted for it.
 fn for_customer_key(data: &[u8]) {
     let sample = sample::customer();
     let uri = sample.customer.as_ref().unwrap();

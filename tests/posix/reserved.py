@@ -1,5 +1,5 @@
-"""Room that fallocate promised, on a volume or a disk that others fill. The second word is a file
-outside the mount to fill the disk with, or nothing."""
+"""Space that fallocate reserved, on a volume or a disk that others fill. The second argument is a file
+outside the mount with which to fill the disk, or nothing."""
 
 MIB = 1 << 20
 LENGTH = 20 * MIB
@@ -7,7 +7,7 @@ ballast = sys.argv[2] if len(sys.argv) > 2 else None
 
 
 def fill(path, piece):
-    """Writes until there is no room; what was refused is no error."""
+    """Writes until the disk is full; ENOSPC is no error."""
     fd = os.open(path, os.O_CREAT | os.O_WRONLY)
     try:
         while True:
@@ -19,7 +19,7 @@ def fill(path, piece):
         result(os.close, fd)
 
 
-fd = os.open("promised", os.O_CREAT | os.O_RDWR)
+fd = os.open("reserved", os.O_CREAT | os.O_RDWR)
 sparse = os.open("sparse", os.O_CREAT | os.O_RDWR)
 os.ftruncate(sparse, LENGTH)
 before = os.statvfs(".")
@@ -54,24 +54,24 @@ with mmap.mmap(fd, LENGTH) as memory:
         body[offset:offset + 8] = b"mapped%02d" % (offset % 97)
     memory.flush()
 os.fsync(fd)
-# Overwriting, and what is promised in the middle of a hole.
+# Overwriting, and a reservation in the middle of a hole.
 for offset in range(0, LENGTH, MIB):
     os.pwrite(fd, b"O" * MIB, offset)
     os.fdatasync(fd)
     body[offset:offset + MIB] = b"O" * MIB
 os.pwrite(sparse, b"p" * (2 * MIB), 3 * MIB)
 os.fsync(sparse)
-direct = os.open("promised", os.O_WRONLY | os.O_DIRECT)
+direct = os.open("reserved", os.O_WRONLY | os.O_DIRECT)
 aligned = mmap.mmap(-1, MIB)
 aligned[:] = b"D" * MIB
 os.pwrite(direct, aligned, 5 * MIB)
 body[5 * MIB:6 * MIB] = b"D" * MIB
 os.fsync(direct)
 os.close(direct)
-assert read("promised") == body
+assert read("reserved") == body
 assert os.pread(sparse, 2 * MIB, 3 * MIB) == b"p" * (2 * MIB)
 say("written", result(lambda: (os.pwrite(sparse, b"x" * MIB, 10 * MIB), os.fsync(sparse)) and None))
-# Names can be made away with on a full volume, and what they held comes back.
+# Names can be removed on a full volume, and their space comes back.
 result(os.close, sparse)
 if ballast:
     os.unlink(ballast)

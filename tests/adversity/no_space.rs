@@ -1,5 +1,5 @@
-//! Disks, and a quota, that are full to the last byte: everything that removes makes room, and the
-//! volume is left and used again.
+//! Disks, and a quota, that are full to the last byte: every removal frees space, and the volume
+//! can be unmounted and used again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ impl Drop for Disk {
     }
 }
 
-/// Writes until there is no room, and some more; how many files were synced.
+/// Writes until the disk is full, and tries a few more times. Returns the number of synced files.
 fn fill(mounted: &Mounted<'_>, prefix: &str) -> u64 {
     let (mut number, mut refused) = (0, 0);
     while refused < 5 {
@@ -80,7 +80,7 @@ fn remove_all(mounted: &Mounted<'_>) {
 }
 
 #[track_caller]
-fn is_writable(mounted: &Mounted<'_>) {
+fn assert_writable(mounted: &Mounted<'_>) {
     let path = mounted.path("again");
     let limit = Duration::from_secs(30);
     assert!(wait_until(limit, || write_synced(
@@ -90,7 +90,7 @@ fn is_writable(mounted: &Mounted<'_>) {
     .is_ok()));
 }
 
-fn goes_on(place: &Place, disk: Option<&Disk>, volume: &str) {
+fn assert_still_usable(place: &Place, disk: Option<&Disk>, volume: &str) {
     place.run(&format!("create {volume}")).done();
     let mut mounted = place.mount(volume, "mnt", "commit=1");
     // Removing files.
@@ -98,8 +98,8 @@ fn goes_on(place: &Place, disk: Option<&Disk>, volume: &str) {
     assert!(first > 100, "{first}");
     assert!(fs::read(mounted.path("f7")).unwrap() == noise(7, LEN));
     remove_all(&mounted);
-    is_writable(&mounted);
-    // Leaving it full, and coming back; nothing is left beside it either.
+    assert_writable(&mounted);
+    // Unmounting while the volume is full, and so is the disk.
     remove_all(&mounted);
     fill(&mounted, "g");
     if let Some(disk) = disk {
@@ -115,11 +115,11 @@ fn goes_on(place: &Place, disk: Option<&Disk>, volume: &str) {
         file.unwrap().set_len(0).unwrap();
     }
     remove_all(&mounted);
-    is_writable(&mounted);
+    assert_writable(&mounted);
     if let Some(disk) = disk {
         disk.empty();
     }
-    // Deleting a snapshot, which is all that holds anything.
+    // Deleting a snapshot that uses all of the space.
     remove_all(&mounted);
     for number in 0..first / 2 {
         write_synced(&mounted.path(&format!("s{number}")), &noise(number, LEN)).unwrap();
@@ -128,7 +128,7 @@ fn goes_on(place: &Place, disk: Option<&Disk>, volume: &str) {
     remove_all(&mounted);
     fill(&mounted, "h");
     place.run("snapshot delete mnt one").done();
-    is_writable(&mounted);
+    assert_writable(&mounted);
     mounted.unmount();
     place.run(&format!("check {volume}")).done();
 }
@@ -140,28 +140,28 @@ fn on_disk(test: &'static str, kind: &str, megabytes: u64) {
     let Some(disk) = Disk::new(&place, test, kind, megabytes) else {
         return;
     };
-    goes_on(&place, Some(&disk), "disk/vol");
+    assert_still_usable(&place, Some(&disk), "disk/vol");
 }
 
 #[test]
 fn a_full_ext4() {
-    on_disk("no-room-ext4", "ext4", 100);
+    on_disk("no-space-ext4", "ext4", 100);
 }
 
 #[test]
 fn a_full_xfs() {
-    on_disk("no-room-xfs", "xfs", 320);
+    on_disk("no-space-xfs", "xfs", 320);
 }
 
 #[test]
 fn a_full_btrfs() {
-    on_disk("no-room-btrfs", "btrfs", 256);
+    on_disk("no-space-btrfs", "btrfs", 256);
 }
 
-/// Two layers, of which the upper one is on a full disk.
+/// An overlay whose upper layer is on a full disk.
 #[test]
 fn a_full_overlay() {
-    let test = "no-room-overlay";
+    let test = "no-space-overlay";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
@@ -184,16 +184,16 @@ fn a_full_overlay() {
     let mut mount = command("mount", ["-t", "overlay", "overlay", "-o", &layers]);
     let mounted = run(mount.arg(&overlay.0));
     if need(mounted.code == 0, test, mounted.stderr.trim()) {
-        goes_on(&place, Some(&overlay), "overlay/vol");
+        assert_still_usable(&place, Some(&overlay), "overlay/vol");
     }
 }
 
-/// A disk that is larger than the one which holds it: what it took in good faith cannot be written
-/// to it, and its filesystem may end over that. Nothing that was synced is lost, and when there is
-/// room again it all goes on.
+/// A sparse disk that is larger than the one on which it is: data that it has accepted cannot be
+/// written, and its filesystem may become unusable. Nothing that was synced is lost, and everything
+/// works when there is space again.
 #[test]
 fn a_sparse_disk_on_a_full_one() {
-    let test = "no-room-sparse";
+    let test = "no-space-sparse";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
@@ -235,15 +235,15 @@ fn a_sparse_disk_on_a_full_one() {
         let read = fs::read(mounted.path(&format!("f{number}"))).unwrap();
         assert!(read == noise(number, LEN), "f{number}");
     }
-    is_writable(&mounted);
+    assert_writable(&mounted);
     mounted.unmount();
     place.run("check inner/vol").done();
 }
 
-/// A quota of btrfs, which is the only one that every kernel with btrfs has.
+/// A quota of btrfs, which every kernel with btrfs supports.
 #[test]
 fn a_full_quota() {
-    let test = "no-room-quota";
+    let test = "no-space-quota";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
@@ -256,6 +256,6 @@ fn a_full_quota() {
         && btrfs(&["quota", "enable"], &disk.0)
         && btrfs(&["qgroup", "limit", "80M"], &sub);
     if need(limited, test, "this btrfs has no quota groups") {
-        goes_on(&place, None, "disk/sub/vol");
+        assert_still_usable(&place, None, "disk/sub/vol");
     }
 }
