@@ -98,7 +98,7 @@ impl Contents {
         dirty
     }
 
-    /// Makes the files durable that the next commit depends on ([`Self::order`]).
+    /// Makes the ordered files durable ([`Self::order_before_commit`]).
     ///
     /// # Errors
     /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
