@@ -12,7 +12,8 @@ use crate::daemon::mount_request::MountRequest;
 use crate::daemon::options::{self, RequestedOptions};
 use crate::diagnostics::UserError;
 
-/// The help on options, signals and examples, for `bilayer mount --help` and `mount.bilayer --help`.
+/// The help on options, signals and examples, for `bilayer mount --help` and `mount.bilayer
+/// --help`.
 pub(in crate::cli) const MOUNT_HELP: &str = "\
 Options (-o):
   ro, rw                     write nothing; the default is rw

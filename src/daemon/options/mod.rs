@@ -252,7 +252,7 @@ impl RequestedOptions {
         match name {
             "customer_key" => self.customer_key = Some(key_uri(value, directory)?),
             "platform_keystore" => {
-                self.platform_keystore = Some(values::path(name, value, directory)?)
+                self.platform_keystore = Some(values::path(name, value, directory)?);
             }
             "passphrase_file" => {
                 self.passphrase = Some(PassphraseSource::File(values::path(
@@ -265,7 +265,7 @@ impl RequestedOptions {
             }
             "fingerprint" => self.fingerprint = Some(values::fingerprint(value)?),
             "commit" => {
-                self.commit = Some(Duration::from_secs(values::number(name, value, 1, 3600)?))
+                self.commit = Some(Duration::from_secs(values::number(name, value, 1, 3600)?));
             }
             "checkpoint" => {
                 let most = 365 * 24 * 3600;
