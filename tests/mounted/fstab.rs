@@ -119,7 +119,11 @@ fn a_line_of_another_file_and_one_that_fails() {
     machine.run(&format!("mount -T other {vol} -o ro"));
     machine.daemon();
     // A mount that holds no right to write does not get it by a remount.
-    machine.refused("mount -o remount,rw mnt", 32, "the volume was opened read-only");
+    machine.refused(
+        "mount -o remount,rw mnt",
+        32,
+        "the volume was opened read-only",
+    );
     assert!(fs::write(machine.see("mnt/file"), "x").is_err());
     machine.run("umount mnt");
 
