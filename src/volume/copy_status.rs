@@ -288,7 +288,7 @@ mod tests {
             ..place.clone()
         };
         assert_eq!(compare(&other, &own, ID), CopyStatus::Own);
-        // On a filesystem whose identity not every kernel tells, the same inode is enough.
+        // Not every kernel reports the identity of such a filesystem: the same inode is enough.
         for (one, two, inode, is_own) in [
             (None, Some("xfs:00ff"), 0, true),
             (Some("xfs:00ff"), None, 0, true),

@@ -131,7 +131,7 @@ pub(in crate::cli) struct NewArgs {
 /// The customer key of the receiver of an image.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ReceiverArgs {
-    /// Customer key of whoever gets it; its public half is enough [default: that of the source]
+    /// Customer key of the receiver; its public half is enough [default: that of the source]
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
     /// File whose first line is the passphrase of that key [default: --passphrase-file]
