@@ -28,8 +28,8 @@ pub(crate) struct Time {
     pub(crate) nanos: u32,
 }
 
-/// `CLOCK_REALTIME_COARSE` (clock_gettime(2)), which Linux advances with the timer's tick. The epoch
-/// if the clock cannot be read.
+/// `CLOCK_REALTIME_COARSE` (clock_gettime(2)), which Linux advances with the timer's tick. The
+/// epoch if the clock cannot be read.
 pub(crate) fn coarse_time() -> Time {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -43,8 +43,8 @@ pub(crate) fn coarse_time() -> Time {
     }
 }
 
-/// The time that the kernel would give a file now, in order with all times that it gives files. Takes
-/// about a microsecond. [`coarse_time`] if no file in memory can be created.
+/// The time that the kernel would give a file now, in order with all times that it gives files.
+/// Takes about a microsecond. [`coarse_time`] if no file in memory can be created.
 pub(crate) fn file_time() -> Time {
     static STAMPED: OnceLock<Option<File>> = OnceLock::new();
     STAMPED
