@@ -19,7 +19,7 @@ use super::commands::unmount::{UnmountRequest, report_remaining_mounts, unmount}
 use super::output::{print, print_error};
 use super::prepare_process;
 use crate::control::paths::working_directory;
-use crate::daemon::log::Log;
+use crate::daemon::log::{Log, Verbosity};
 use crate::daemon::mount::mount;
 use crate::daemon::mount_request::MountRequest;
 use crate::daemon::options::RequestedOptions;
@@ -190,7 +190,7 @@ fn usage(helper: Helper) -> UserError {
 
 /// The main function of a helper.
 pub fn run(helper: Helper) -> process::ExitCode {
-    let log = Log::start(false);
+    let log = Log::start(Verbosity::Warnings);
     let result = run_with(helper, std::env::args_os().skip(1), &log);
     if let Err(error) = &result {
         print_error(&error.clone().unless_asked_to_end());

@@ -1,5 +1,5 @@
-//! Every error has advice, and what is advised can be typed: each command and each option that a
-//! text of this program names is one of the command line as it is.
+//! Tests that every error has a hint, and that hints can be typed: the command line has each
+//! command and option that a text of this program names.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -25,7 +25,7 @@ use crate::meta::records::{ObjectName, ViewKind};
 use crate::sealed::SealedError;
 use crate::volume::{Rollback, VolumeError};
 
-/// What stands for something else in a text.
+/// True for a word that stands for a value, such as `VOLUME`.
 fn is_placeholder(word: &str) -> bool {
     !word.is_empty()
         && word
@@ -33,7 +33,7 @@ fn is_placeholder(word: &str) -> bool {
             .all(|byte| byte.is_ascii_uppercase() || byte == b'-')
 }
 
-/// A word that parses where the placeholder stands.
+/// A value that parses in the place of the placeholder.
 fn sample_value(placeholder: &str) -> &str {
     match placeholder {
         "URI" => "file:/k",
@@ -43,9 +43,9 @@ fn sample_value(placeholder: &str) -> &str {
     }
 }
 
-/// The command lines that a text has in it: from `bilayer` on as far as they can go.
+/// The command lines in a text: from each `bilayer` up to the first word that cannot belong to one.
 fn command_lines(text: &str) -> Vec<Vec<String>> {
-    // What is filled in when it is shown.
+    // Replaces the arguments of a format string.
     let mut plain = String::new();
     let mut depth = 0;
     for character in text.chars() {
@@ -70,7 +70,7 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
         for word in &words[at + 1..] {
             let bare = word.trim_end_matches([',', ';', '.', ')', ':', '`']);
             let is_name = bare.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
-            // A command has at most two names; what follows is options and what they are given.
+            // A command has at most two names; options and their values follow.
             let named =
                 command_names(&line) < 2 && is_name && line.len() == 1 + command_names(&line);
             let is_value = line.last().is_some_and(|last| last == "-o");
@@ -89,17 +89,17 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
     lines
 }
 
-/// Names of commands at the beginning of a line, behind the program's own.
+/// The number of command names at the beginning of a line, after the program's name.
 fn command_names(line: &[String]) -> usize {
     let is_name = |word: &&String| word.bytes().all(|b| b.is_ascii_lowercase());
     line[1..].iter().take_while(is_name).count()
 }
 
-/// Fails unless the line is one that the program takes, as far as it goes.
+/// Fails unless the program accepts the line, or the line is the beginning of one.
 #[track_caller]
 fn assert_parses(line: &[String], text: &str) {
     let mut line = line.to_vec();
-    // A word of the sentence behind a command is no name of one.
+    // The words after a command may belong to the sentence around it.
     while line.len() > 2 && command_names(&line) == line.len() - 1 && !is_command(&line[1..]) {
         line.pop();
     }
@@ -116,7 +116,7 @@ fn assert_parses(line: &[String], text: &str) {
         assert!(parsed.is_ok(), "{options} in {text:?}");
     }
     if let Err(error) = Cli::try_parse_from(words.iter().map(OsString::from)) {
-        // A text may name a command, and leave the rest to its help.
+        // A text may name a command without its arguments.
         let is_part = matches!(
             error.kind(),
             ClapError::MissingRequiredArgument
@@ -131,9 +131,9 @@ fn assert_parses(line: &[String], text: &str) {
 fn is_command(names: &[String]) -> bool {
     let mut command = Cli::command();
     names.iter().all(|name| {
-        let found = command.find_subcommand(name).cloned();
-        found.is_some_and(|found| {
-            command = found;
+        let subcommand = command.find_subcommand(name).cloned();
+        subcommand.is_some_and(|subcommand| {
+            command = subcommand;
             true
         })
     })
@@ -153,19 +153,19 @@ fn options() -> BTreeSet<String> {
     all
 }
 
-/// Fails if an option is named that no command has.
+/// Fails if the text names an option that no command has.
 #[track_caller]
 fn assert_options_exist(text: &str, options: &BTreeSet<String>) {
     for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
         let is_option = word.starts_with("--") && word.len() > 2;
-        // As in `--keep-hourly` or the beginning of several, `--keep`.
+        // An option, or the common beginning of several, such as `--keep`.
         let known = options.iter().any(|option| option.starts_with(word));
         assert!(!is_option || known, "{word} in {text:?}");
     }
 }
 
-/// Every failure of an area, once, and nothing that is not one: a kind that is new does not
-/// compile until it is among them.
+/// At least one sample of every variant of an error. A new variant does not compile until it has a
+/// sample.
 macro_rules! each {
     ($($pattern:pat => $($sample:expr),+;)+) => {{
         let samples = vec![$($($sample),+),+];
@@ -353,7 +353,7 @@ fn key_errors() -> Vec<KeyError> {
     kinds.into_iter().map(of_kind).collect()
 }
 
-/// Numbers of the operating system that a command may meet, each with what its hint names.
+/// Error numbers of the operating system, each with a text that its hint contains.
 const SYSTEM_ERRORS: [(i32, &str); 27] = [
     (libc::ENOENT, "namei -l"),
     (libc::ENOTDIR, "namei -l"),
@@ -407,12 +407,12 @@ fn errors_of_the_operating_system_have_advice() {
             assert_parses(&line, &hint);
         }
     }
-    // Refused by this program in the words of the operating system.
+    // An error of this program with a kind of the operating system.
     let refused = io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to user 7");
     assert!(UserError::io("x", &refused).hint.is_some());
-    // Of these nobody can do anything.
-    for nothing in [io::Error::other("x"), io::ErrorKind::Interrupted.into()] {
-        assert_eq!(UserError::io("x", &nothing).hint, None);
+    // There is no step to take.
+    for error in [io::Error::other("x"), io::ErrorKind::Interrupted.into()] {
+        assert_eq!(UserError::io("x", &error).hint, None);
     }
 }
 
@@ -448,7 +448,7 @@ fn every_failure_has_advice_that_can_be_followed() {
     }
 }
 
-/// Also those that are made where the failure is.
+/// Checks the hints that are written elsewhere too: all string literals of the program.
 #[test]
 fn every_command_that_a_text_names_can_be_typed() {
     let options = options();
@@ -465,7 +465,7 @@ fn every_command_that_a_text_names_can_be_typed() {
     assert!(seen > 40, "{seen}");
 }
 
-/// The texts of the whole program, tests and comments left out.
+/// The string literals of the whole program, except those in tests and comments.
 fn texts() -> Vec<String> {
     fn collect(dir: &Path, texts: &mut Vec<String>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -490,7 +490,7 @@ fn texts() -> Vec<String> {
     texts
 }
 
-/// The string literals of a source, as they are when the program runs.
+/// Collects the string literals of a source file, with escapes resolved.
 fn literals(code: &str, texts: &mut Vec<String>) {
     let mut rest = code.chars().peekable();
     while let Some(character) = rest.next() {
@@ -499,7 +499,7 @@ fn literals(code: &str, texts: &mut Vec<String>) {
                 rest.by_ref().find(|c| *c == '\n');
             }
             '\'' => {
-                // A quotation mark as a character, or a lifetime.
+                // A character literal, possibly a quotation mark, or a lifetime.
                 let next = rest.peek().copied();
                 if matches!(next, Some('"' | '\\')) {
                     rest.next();

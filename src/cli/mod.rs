@@ -19,7 +19,7 @@ mod retention;
 mod session;
 mod views;
 
-use crate::daemon::log::Log;
+use crate::daemon::log::{Log, Verbosity};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::layers;
 use crate::sys::interrupt;
@@ -128,13 +128,16 @@ pub fn run() -> process::ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_parse_error(&error),
     };
-    let foreground = matches!(&cli.command, Command::Mount(args) if args.foreground);
+    let verbosity = match &cli.command {
+        Command::Mount(args) if args.foreground => Verbosity::Everything,
+        _ => Verbosity::Warnings,
+    };
     let code_of: fn(&UserError) -> u8 = match cli.command {
         Command::Mount(_) => |error| error.code.for_mount(),
         Command::Check(_) => check::exit_code,
         _ => |error| error.code as u8,
     };
-    let log = Log::start(foreground);
+    let log = Log::start(verbosity);
     let code = execute(cli.command, &log).unwrap_or_else(|error| {
         let code = code_of(&error);
         print_error(&error.unless_asked_to_end());

@@ -71,8 +71,8 @@ impl Keep {
         *self == Self::default()
     }
 
-    /// Returns for each time whether its snapshot is kept. The order does not matter; of equal times
-    /// the later one in the list counts as newer.
+    /// Returns for each time whether its snapshot is kept. The order does not matter; of equal
+    /// times the later one in the list counts as newer.
     pub(crate) fn kept(&self, times: &[Timestamp], zone: &TimeZone) -> Vec<bool> {
         let mut newest_first: Vec<usize> = (0..times.len()).collect();
         newest_first.sort_by_key(|&at| std::cmp::Reverse((times[at], at)));

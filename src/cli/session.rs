@@ -52,13 +52,22 @@ pub(crate) struct Session {
     backend: Backend,
 }
 
-/// Opens the volume below a filesystem.
+/// What the operations of a command do to the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    /// They only read it.
+    Read,
+    /// They may change it.
+    Write,
+}
+
+/// Opens a volume without its filesystem.
 ///
 /// # Errors
 /// The volume is in use, a key is missing or refused, or the volume is not authentic.
 pub(crate) fn open_volume(
     located: &Located,
-    writes: bool,
+    access: Access,
     keys: &Keys,
 ) -> Result<Volume, UserError> {
     let doing = || format!("cannot open the volume {}", located.path.display());
@@ -70,7 +79,7 @@ pub(crate) fn open_volume(
         path: Some(located.path.clone()),
         named: located.named.clone(),
         passphrase: keys.passphrase.clone(),
-        read_only: !writes,
+        read_only: access == Access::Read,
         ..OpenOptions::default()
     };
     open_with_retry(located.directory.as_ref(), &Arc::new(store), &options)
@@ -85,12 +94,11 @@ enum Backend {
 }
 
 impl Session {
-    /// Finds a volume by its directory or by where it is mounted. `writes` is true if an operation
-    /// will change the volume.
+    /// Finds a volume by its directory or by where it is mounted.
     ///
     /// # Errors
     /// There is no volume, it cannot be opened, or its holder cannot be asked.
-    pub(crate) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, UserError> {
+    pub(crate) fn open(path: &Path, access: Access, keys: &Keys) -> Result<Self, UserError> {
         let mut located = find(path)?;
         let mut mounted_on = None;
         let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
@@ -101,7 +109,7 @@ impl Session {
             }
             Holder::Mount(mount) => Backend::Mount(mount),
             Holder::Unknown(error) => return Err(error),
-            Holder::Nobody => Backend::Own(open_here(&located, writes, keys)?),
+            Holder::Nobody => Backend::Own(open_here(&located, access, keys)?),
         };
         Ok(Self {
             volume: located.path,
@@ -161,11 +169,11 @@ pub(crate) fn unexpected_outcome(operation: &Operation, outcome: &Outcome) -> Us
     .with_hint(VERSION_HINT)
 }
 
-fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, UserError> {
+fn open_here(located: &Located, access: Access, keys: &Keys) -> Result<Arc<Filesystem>, UserError> {
     let doing = || format!("cannot open the volume {}", located.path.display());
-    let volume = open_volume(located, writes, keys)?;
+    let volume = open_volume(located, access, keys)?;
     let options = FilesystemOptions {
-        read_only: !writes,
+        read_only: access == Access::Read,
         ..FilesystemOptions::default()
     };
     Filesystem::open(volume, options).map_err(|error| UserError::filesystem(doing(), &error))
@@ -348,8 +356,8 @@ fn check_name(operation: &Operation, kind: Kind, name: &str) -> Result<(), UserE
     Ok(())
 }
 
-/// Translates a failed system call into the error that the daemon would have reported, as far as the
-/// error number identifies it.
+/// Translates a failed system call into the error that the daemon would have reported, as far as
+/// the error number identifies it.
 fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> UserError {
     let (kind, name) = (kind.into(), name.to_owned());
     let view_error = match error.raw_os_error() {

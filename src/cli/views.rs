@@ -7,7 +7,7 @@ use clap::Args;
 use super::args::OpenArgs;
 use super::output::format;
 use super::output::{print, print_json};
-use super::session::Session;
+use super::session::{Access, Session};
 use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation};
 use crate::control::response::Discard;
@@ -40,7 +40,7 @@ pub(super) struct DeleteArgs {
 /// # Errors
 /// The volume cannot be opened, or its views cannot be read.
 pub(crate) fn list(kind: Kind, args: &ListArgs) -> Result<(), UserError> {
-    let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Read, &args.open.keys()?)?;
     let views = session.list(kind)?;
     session.close()?;
     if args.json {
@@ -89,7 +89,7 @@ fn unknown() -> String {
 /// # Errors
 /// The volume cannot be opened, or a view cannot be deleted.
 pub(crate) fn delete(kind: Kind, args: &DeleteArgs) -> Result<(), UserError> {
-    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     let deleted = args.names.iter().try_for_each(|name| {
         let name = name.clone();
         let operation = Operation::Delete { kind, name };

@@ -20,7 +20,7 @@ use super::directory::{DirectoryId, VolumeDirectory};
 use super::mount_state::{self, MountState};
 use super::obstacle::{Obstacle, refusal};
 use super::paths::possible_paths;
-use super::proof::{self, ProvenDaemon};
+use super::proof::{self, MountServer, ProvenDaemon};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::own_mounts;
 use crate::sys::deadline::{Deadlines, within_notifying};
@@ -211,20 +211,22 @@ pub(crate) fn daemon_of_mount(
     Err(obstacles)
 }
 
-/// Finds the daemon that serves a mount, to wait until it has closed its volume, and the volume's
-/// directory. The claim of a daemon of root or of this user suffices; any other daemon must prove
-/// it.
+/// Finds the daemon that serves a mount, to wait until it has closed its volume. The claim of a
+/// daemon of root or of this user suffices; any other daemon must prove it.
 ///
 /// # Errors
 /// The reasons why no daemon could be asked; an empty list if there is no socket.
 pub(crate) fn server_of_mount(
     location: &Location,
     mount: &MountInfo,
-) -> Result<(ControlClient, DirectoryId), Vec<Obstacle>> {
+) -> Result<MountServer, Vec<Obstacle>> {
     let (me, owner) = (effective_user(), mount.owner().unwrap_or_default());
     if owner != 0 && owner != me {
         let proven = daemon_of_mount(location, mount)?;
-        return Ok((proven.control, proven.directory.id));
+        return Ok(MountServer {
+            control: proven.control,
+            directory: proven.directory.id,
+        });
     }
     let mut obstacles = Vec::new();
     let Ok(info) = location.info() else {

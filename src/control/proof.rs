@@ -99,6 +99,15 @@ pub(crate) struct ProvenDaemon {
     pub(crate) mount: Option<u64>,
 }
 
+/// A daemon that serves a mount, as it claims or has proved.
+#[derive(Debug)]
+pub(crate) struct MountServer {
+    pub(crate) control: ControlClient,
+    /// The volume's directory. It is the daemon's address until its end, whereas the kernel reuses
+    /// the mount's device number as soon as the mount is removed.
+    pub(crate) directory: DirectoryId,
+}
+
 /// The descriptors that the daemon sent.
 struct Evidence {
     lock: File,
@@ -136,16 +145,14 @@ pub(super) fn request_proof(
 }
 
 /// Asks a daemon of root or of this user whether it serves the mount with this device number. The
-/// claim is enough to wait for the daemon's end, even if its lock is lost. The returned directory
-/// is the daemon's address until its end: the kernel reuses the device number as soon as the mount
-/// is gone.
+/// claim is enough to wait for the daemon's end, even if its lock is lost.
 ///
 /// # Errors
 /// The daemon is silent or ending, serves another mount, or is of another user.
 pub(super) fn request_mount_claim(
     control: ControlClient,
     device: u64,
-) -> Result<(ControlClient, DirectoryId), Obstacle> {
+) -> Result<MountServer, Obstacle> {
     let claim = request_claim(&control)?.claim;
     let peer = control.peer.uid;
     if claim.mount != Some(device) {
@@ -153,8 +160,8 @@ pub(super) fn request_mount_claim(
     } else if peer != 0 && peer != effective_user() {
         let why = format!("it is a process of user {peer}");
         Err(Obstacle::Unproven(why))
-    } else if let Some(volume) = claim.volume {
-        Ok((control, volume))
+    } else if let Some(directory) = claim.volume {
+        Ok(MountServer { control, directory })
     } else {
         Err(Obstacle::Unproven("it does not name its volume".to_owned()))
     }
@@ -190,12 +197,12 @@ fn exchange(mut stream: &UnixStream) -> io::Result<ReceivedClaim> {
         }
         stream.set_read_timeout(Some(left))?;
         let mut bytes = [0; 512];
-        let (count, more) = descriptors::receive(stream, &mut bytes)?;
-        descriptors.extend(more);
-        line.extend_from_slice(&bytes[..count]);
+        let received = descriptors::receive(stream, &mut bytes)?;
+        descriptors.extend(received.descriptors);
+        line.extend_from_slice(&bytes[..received.len_bytes]);
         let is_too_long =
             line.len() > ANSWER_BYTES_MAX || descriptors.len() > descriptors::DESCRIPTORS_MAX;
-        if count == 0 || is_too_long {
+        if received.len_bytes == 0 || is_too_long {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "it does not understand the request",

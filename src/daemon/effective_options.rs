@@ -1,4 +1,5 @@
-//! The options of the filesystem and of the FUSE mount, from the requested options and the defaults.
+//! The options of the filesystem and of the FUSE mount, from the requested options and the
+//! defaults.
 
 use std::path::Path;
 use std::time::Duration;
@@ -50,8 +51,8 @@ pub(super) fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options
 }
 
-/// The options of the FUSE mount. A mount of root is for all users, under ordinary permissions, like
-/// that of any disk. A volume with contents from others is mounted `nosuid,nodev`.
+/// The options of the FUSE mount. A mount of root is for all users, under ordinary permissions,
+/// like that of any disk. A volume with contents from others is mounted `nosuid,nodev`.
 pub(super) fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOptions {
     let requested = &request.options;
     let mut options = MountOptions::new(path);

@@ -1,5 +1,5 @@
-//! The log: lines on standard error while the process has a terminal, then in a file or the system's
-//! log.
+//! The log: lines on standard error while the process has a terminal, then in a file or the
+//! system's log.
 //!
 //! `BILAYER_LOG` chooses what is logged (`debug`, `bilayer=trace`, ...; see tracing-subscriber's
 //! `EnvFilter`). Without it, a command logs errors and warnings, and a daemon also logs what it
@@ -25,10 +25,17 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 /// to requests that the kernel has abandoned, as it does at every unmount.
 const DEFAULT_FILTER: &str = "info,fuser=warn,fuser::reply=off";
 
+/// Which lines a process writes to standard error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verbosity {
+    /// Errors and warnings.
+    Warnings,
+    /// All lines that the filter lets through.
+    Everything,
+}
+
 enum Sink {
-    StandardError {
-        everything: bool,
-    },
+    StandardError(Verbosity),
     File {
         file: File,
         path: PathBuf,
@@ -49,12 +56,15 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Starts logging to standard error: warnings, or `everything` that the filter lets through.
-    /// To be called once. Panics are logged too from then on.
-    pub(crate) fn start(everything: bool) -> Self {
+    /// Starts logging to standard error, of panics too. `BILAYER_LOG` overrides the verbosity. Call
+    /// it once.
+    pub(crate) fn start(verbosity: Verbosity) -> Self {
         let chosen = EnvFilter::try_from_env("BILAYER_LOG");
-        let everything = everything || chosen.is_ok();
-        let log = Self(Arc::new(RwLock::new(Sink::StandardError { everything })));
+        let verbosity = match chosen {
+            Ok(_) => Verbosity::Everything,
+            Err(_) => verbosity,
+        };
+        let log = Self(Arc::new(RwLock::new(Sink::StandardError(verbosity))));
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(log.clone())
             .with_ansi(false)
@@ -123,7 +133,7 @@ impl Log {
     /// Continues in the system's log, unless a file was chosen.
     pub(super) fn leave_standard_error(&self) {
         let mut sink = self.0.write();
-        if matches!(*sink, Sink::StandardError { .. }) {
+        if matches!(*sink, Sink::StandardError(_)) {
             *sink = Sink::System(SystemLog::new(Facility::Daemon));
         }
     }
@@ -161,10 +171,8 @@ impl Drop for Line {
         escape_controls(&mut self.text);
         // A failure to write the log cannot be reported anywhere.
         let _ = match &*self.log.0.read() {
-            Sink::StandardError { everything } if *everything || self.level <= Level::WARN => {
-                io::stderr().write_all(&self.text)
-            }
-            Sink::StandardError { .. } => Ok(()),
+            Sink::StandardError(Verbosity::Warnings) if self.level > Level::WARN => Ok(()),
+            Sink::StandardError(_) => io::stderr().write_all(&self.text),
             Sink::File { file, .. } => (&*file).write_all(&self.text),
             Sink::System(system) => system.send(severity(self.level), &self.text),
             #[cfg(test)]

@@ -343,7 +343,7 @@ fn make_separate(
 }
 
 /// Opens a volume, and retries for a moment while it is in use: it may be about to be unmounted or
-/// closed. `directory` tells whether it is mounted.
+/// closed. `directory` is used to see whether it is mounted.
 ///
 /// # Errors
 /// The last attempt to open the volume has failed.

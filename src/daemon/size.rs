@@ -50,8 +50,8 @@ pub(crate) fn size_option(text: Option<&str>) -> Result<Option<u64>, UserError> 
         .transpose()
 }
 
-/// Parses a count. Used together with `allow_negative_numbers`, so that a negative number is a wrong
-/// value and not an unknown option.
+/// Parses a count. Used together with `allow_negative_numbers`, so that a negative number is a
+/// wrong value and not an unknown option.
 ///
 /// # Errors
 /// A message that says what is wanted.

@@ -27,9 +27,9 @@ const MARK: &[u8] = b"x-bilayer.mount=";
 /// How long another process may hold the lock of the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A mount of root. Its line is identified by the daemon's process and the device number. The kernel
-/// reuses the device number as soon as the mount is removed, but the process number only after the
-/// daemon has ended.
+/// A mount of root. Its line is identified by the daemon's process and the device number. The
+/// kernel reuses the device number as soon as the mount is removed, but the process number only
+/// after the daemon has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Entry {
     /// The volume's directory, as the mount shows it.
@@ -81,8 +81,8 @@ impl Entry {
     }
 
     /// True if an edit replaces or removes this line. That is the entry's own line, and any line of
-    /// the same volume and directory that mount(8) added. Adding an entry also replaces such a line of
-    /// another daemon, which was killed. Removing one does not: a new mount may already have it.
+    /// the same volume and directory that mount(8) added. Adding an entry also replaces such a line
+    /// of another daemon, which was killed. Removing one does not: a new mount may already have it.
     fn replaces(&self, line: &[u8], edit: Edit) -> bool {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));

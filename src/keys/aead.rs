@@ -70,8 +70,8 @@ pub(super) fn customer_cipher(key: &[u8]) -> Result<rustcrypto::Cipher, KeyError
     rustcrypto::Cipher::new(key).map_err(|_| cipher_failed())
 }
 
-/// The payload of a wrap: a prefix that identifies the DEK, and the DEK. Its full length is allocated
-/// at once, so that no smaller buffer that contains the DEK is left behind.
+/// The payload of a wrap: a prefix that identifies the DEK, and the DEK. Its full length is
+/// allocated at once, so that no smaller buffer that contains the DEK is left behind.
 pub(super) fn payload(prefix: &[u8], dek: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(prefix.len() + dek.len()));
     bytes.extend_from_slice(prefix);

@@ -9,8 +9,8 @@
 //! stored URI means the same wherever the next command runs.
 //!
 //! Invariants: a `KeyUri` contains no secret: no query, no user and no PIN. Its text has no control
-//! characters, so it can be printed and logged. Errors show nothing of a refused URI but its scheme:
-//! the rest may be a secret. Two spellings of the same path are equal.
+//! characters, so it can be printed and logged. Errors show nothing of a refused URI but its
+//! scheme: the rest may be a secret. Two spellings of the same path are equal.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -63,12 +63,12 @@ pub(super) const MAX_CIPHERTEXT_BYTES: usize = 1024;
 /// Longest text in a wrap record, in bytes.
 const MAX_TEXT_BYTES: usize = super::uri::MAX_URI_BYTES;
 
-/// Whose DEK it is.
+/// The layer that a DEK belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Role {
-    /// The inner layer's.
+    /// The customer layer, which is the inner one.
     Customer,
-    /// The outer layer's.
+    /// The infrastructure layer, which is the outer one.
     Infrastructure,
 }
 
@@ -303,8 +303,8 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
 }
 
 /// Turns a lack of memory for a key into an error of the machine, not of the key.
-pub(super) fn allocated<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
-    kept?.map_err(KeyError::memory)
+pub(super) fn allocated<T>(copied: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
+    copied?.map_err(KeyError::memory)
 }
 
 /// The DEK of a payload that matches `context` exactly.

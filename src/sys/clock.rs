@@ -19,9 +19,18 @@ pub(crate) fn is_set(secs: i64) -> bool {
     secs >= 365 * 24 * 3600
 }
 
-/// `CLOCK_REALTIME_COARSE` (clock_gettime(2)): seconds since 1970 and nanoseconds below 10^9. Linux
-/// advances it with the timer's tick. The epoch if the clock cannot be read.
-pub(crate) fn coarse_time() -> (i64, u32) {
+/// A time of day.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct Time {
+    /// Seconds since 1970.
+    pub(crate) secs: i64,
+    /// Nanoseconds, below 10^9.
+    pub(crate) nanos: u32,
+}
+
+/// `CLOCK_REALTIME_COARSE` (clock_gettime(2)), which Linux advances with the timer's tick. The
+/// epoch if the clock cannot be read.
+pub(crate) fn coarse_time() -> Time {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -30,14 +39,13 @@ pub(crate) fn coarse_time() -> (i64, u32) {
     let read = unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &raw mut time) };
     match read {
         0 => checked(time.tv_sec, time.tv_nsec).unwrap_or_default(),
-        _ => (0, 0),
+        _ => Time::default(),
     }
 }
 
-/// The time that the kernel would give a file now, in order with all times that it gives files:
-/// seconds since 1970 and nanoseconds below 10^9. Takes about a microsecond. [`coarse_time`] if no
-/// file in memory can be created.
-pub(crate) fn file_time() -> (i64, u32) {
+/// The time that the kernel would give a file now, in order with all times that it gives files.
+/// Takes about a microsecond. [`coarse_time`] if no file in memory can be created.
+pub(crate) fn file_time() -> Time {
     static STAMPED: OnceLock<Option<File>> = OnceLock::new();
     STAMPED
         .get_or_init(|| memory_file().ok())
@@ -56,7 +64,7 @@ fn memory_file() -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(descriptor) })
 }
 
-fn stamp(file: &File) -> io::Result<(i64, u32)> {
+fn stamp(file: &File) -> io::Result<Time> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: an open descriptor; without times both are the present (futimens(3)). The status is
     // writable, and is written where fstat(2) succeeds.
@@ -71,9 +79,9 @@ fn stamp(file: &File) -> io::Result<(i64, u32)> {
     checked(status.st_ctime, status.st_ctime_nsec).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn checked(secs: i64, nanos: i64) -> Option<(i64, u32)> {
+fn checked(secs: i64, nanos: i64) -> Option<Time> {
     let nanos = u32::try_from(nanos).ok()?;
-    (nanos < 1_000_000_000).then_some((secs, nanos))
+    (nanos < 1_000_000_000).then_some(Time { secs, nanos })
 }
 
 #[cfg(test)]
@@ -85,7 +93,7 @@ mod tests {
 
     #[test]
     fn is_the_time_of_day() {
-        for (secs, _) in [coarse_time(), file_time()] {
+        for Time { secs, .. } in [coarse_time(), file_time()] {
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .unwrap()
@@ -100,7 +108,7 @@ mod tests {
         let stamped = || {
             stamp(&file).unwrap();
             let status = file.metadata().unwrap();
-            (status.ctime(), u32::try_from(status.ctime_nsec()).unwrap())
+            checked(status.ctime(), status.ctime_nsec()).unwrap()
         };
         let mut before = stamped();
         for _ in 0..10_000 {

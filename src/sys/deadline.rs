@@ -8,9 +8,9 @@ use super::process::{EndSignals, close_descriptors_of_this_thread};
 /// How long work may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Deadlines {
-    /// Until somebody is told that it takes long.
+    /// Time until a notice says that the work takes long.
     pub note: Duration,
-    /// Until it is abandoned.
+    /// Time until the work is abandoned.
     pub give_up: Duration,
 }
 

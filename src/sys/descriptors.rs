@@ -73,13 +73,21 @@ pub(crate) fn send(
     }
 }
 
-/// Waits for bytes. Descriptors that come with them are close-on-exec. Returns the number of bytes,
-/// 0 if the other end has closed. If there are more descriptors than a message may have, they are
-/// closed and the call fails.
+/// A received message.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// The number of bytes in the buffer; 0 if the other end has closed the connection.
+    pub(crate) len_bytes: usize,
+    /// The descriptors that came with the bytes. They are close-on-exec.
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+/// Waits for bytes, which are written to the beginning of `bytes`.
 ///
 /// # Errors
-/// `InvalidData` if there are more descriptors than a message may have, and failures of recvmsg(2).
-pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// `InvalidData` if there are more descriptors than a message may have, which are closed, and
+/// failures of recvmsg(2).
+pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<Received> {
     let mut control = Control([0; 64]);
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
@@ -89,14 +97,14 @@ pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usiz
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     message.msg_iov = &mut part;
     message.msg_iovlen = 1;
-    let count = loop {
+    let len_bytes = loop {
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = size_of::<Control>() as _;
         // SAFETY: `message` points to live buffers of the lengths it gives.
-        let count =
+        let received =
             unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
-        if let Ok(count) = usize::try_from(count) {
-            break count;
+        if let Ok(len_bytes) = usize::try_from(received) {
+            break len_bytes;
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
@@ -107,7 +115,10 @@ pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usiz
     if message.msg_flags & libc::MSG_CTRUNC != 0 || descriptors.len() > DESCRIPTORS_MAX {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok((count, descriptors))
+    Ok(Received {
+        len_bytes,
+        descriptors,
+    })
 }
 
 /// Waits for one message that carries a descriptor.
@@ -116,11 +127,10 @@ pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usiz
 /// `UnexpectedEof` if the other end closes without sending one, `InvalidData` if the message has
 /// none.
 pub(crate) fn receive_one(stream: &UnixStream) -> io::Result<OwnedFd> {
-    match receive(stream, &mut [0])? {
+    let mut received = receive(stream, &mut [0])?;
+    match (received.len_bytes, received.descriptors.pop()) {
         (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
-        (_, mut descriptors) => descriptors
-            .pop()
-            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        (_, descriptor) => descriptor.ok_or_else(|| io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -167,20 +177,21 @@ mod tests {
         let pair = [file.as_fd(), ours.as_fd()];
         assert_eq!(send(&ours, b"a line\n", &pair).unwrap(), 7);
         let mut bytes = [0; 64];
-        let (count, mut got) = receive(&theirs, &mut bytes).unwrap();
-        assert_eq!((&bytes[..count], got.len()), (&b"a line\n"[..], 2));
-        let mut same = File::from(got.remove(0));
+        let mut received = receive(&theirs, &mut bytes).unwrap();
+        assert_eq!(&bytes[..received.len_bytes], b"a line\n");
+        assert_eq!(received.descriptors.len(), 2);
+        let mut same = File::from(received.descriptors.remove(0));
         // Both share the position of the one description.
         file.rewind().unwrap();
         let mut text = String::new();
         same.read_to_string(&mut text).unwrap();
         assert_eq!(text, "shared");
         assert_eq!(send(&ours, b"x", &[]).unwrap(), 1);
-        let (count, none) = receive(&theirs, &mut bytes).unwrap();
-        assert!(count == 1 && none.is_empty());
+        let second = receive(&theirs, &mut bytes).unwrap();
+        assert!(second.len_bytes == 1 && second.descriptors.is_empty());
         drop(ours);
-        drop(got);
-        assert_eq!(receive(&theirs, &mut bytes).unwrap().0, 0);
+        drop(received);
+        assert_eq!(receive(&theirs, &mut bytes).unwrap().len_bytes, 0);
     }
 
     #[test]
@@ -191,11 +202,11 @@ mod tests {
         held.try_lock().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         send(&ours, b"x", &[held.as_fd()]).unwrap();
-        let (_, got) = receive(&theirs, &mut [0]).unwrap();
+        let received = receive(&theirs, &mut [0]).unwrap();
         let again = || File::open(&path).unwrap().try_lock();
         drop(held);
         again().unwrap_err();
-        drop(got);
+        drop(received);
         again().unwrap();
     }
 
@@ -206,7 +217,7 @@ mod tests {
         assert!(send(&ours, b"x", &many).is_err());
         assert!(send(&ours, b"", &[]).is_err());
         send(&ours, b"x", &many[..DESCRIPTORS_MAX]).unwrap();
-        let (_, got) = receive(&theirs, &mut [0]).unwrap();
-        assert_eq!(got.len(), DESCRIPTORS_MAX);
+        let received = receive(&theirs, &mut [0]).unwrap();
+        assert_eq!(received.descriptors.len(), DESCRIPTORS_MAX);
     }
 }

@@ -73,8 +73,8 @@ impl Drop for Watch {
     }
 }
 
-/// Installs the handler that notes a signal. Returns the previous action, or `None` if the signal is
-/// ignored and stays so.
+/// Installs the handler that notes a signal. Returns the previous action, or `None` if the signal
+/// is ignored and stays so.
 fn note(signal: libc::c_int) -> Option<libc::sigaction> {
     let mut before = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null pointer asks only; the other is to memory of the right type, for which all

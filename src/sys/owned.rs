@@ -31,8 +31,8 @@ fn refused(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, why.into())
 }
 
-/// The directory of a path's last name, held open. The checks below apply to this very directory, in
-/// which the name is then opened, even if directories are renamed in between.
+/// The directory of a path's last name, held open. The checks below apply to this very directory,
+/// in which the name is then opened, even if directories are renamed in between.
 struct Parent {
     dir: OwnedFd,
     name: OsString,
@@ -132,8 +132,8 @@ fn is_trusted_directory(dir: &Stat) -> bool {
     is_trusted(dir.st_uid) && (dir.st_mode & 0o022 == 0 || is_sticky)
 }
 
-/// Opens an existing pipe (which waits for its reader) or device for writing. A link that others may
-/// have created is not followed, and the file must belong to root or this user.
+/// Opens an existing pipe (which waits for its reader) or device for writing. A link that others
+/// may have created is not followed, and the file must belong to root or this user.
 ///
 /// # Errors
 /// When open(2) fails; permission denied for a link or a file that others may have created.
@@ -157,8 +157,8 @@ pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// When open(2) fails; permission denied for a file that others may have created, for a symbolic
-/// link, for anything but a plain file, and for a file with a second name that others may have given
-/// it.
+/// link, for anything but a plain file, and for a file with a second name that others may have
+/// given it.
 pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
     open_plain(&Parent::of(path)?).map_err(|error| match error.raw_os_error() {
         Some(libc::ELOOP) => refused("it is a symbolic link"),

@@ -1,4 +1,4 @@
-//! Probes a filesystem that may never respond, in a process that nobody has to wait for.
+//! Probes a filesystem that may never respond, in a process that can be left behind.
 //!
 //! A thread is not enough: a thread that waits for a FUSE daemon which has read its request cannot
 //! be killed, and the whole process would not end before the daemon does. A separate process is

@@ -110,9 +110,9 @@ pub(crate) fn lower_thread_priority() {
     }
 }
 
-/// Declares to the kernel that this thread, and threads it creates from now on, serve writeback: their
-/// own writes are throttled only against their own device, not against the dirty pages that wait
-/// for them. Needs CAP_SYS_RESOURCE.
+/// Declares to the kernel that this thread, and threads it creates from now on, serve writeback:
+/// their own writes are throttled only against their own device, not against the dirty pages that
+/// wait for them. Needs CAP_SYS_RESOURCE.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_RESOURCE.

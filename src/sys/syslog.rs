@@ -65,8 +65,8 @@ struct Connection {
     socket: Option<Socket>,
     /// Number of lines lost since the last one that was sent.
     lost: u64,
-    /// A line has waited in vain. No line waits again until the log has accepted one: otherwise many
-    /// concurrent requests would wait one after the other.
+    /// A line has waited in vain. No line waits again until the log has accepted one: otherwise
+    /// many concurrent requests would wait one after the other.
     is_unread: bool,
 }
 

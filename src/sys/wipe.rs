@@ -212,7 +212,7 @@ mod tests {
         let mut block = [0xA5u8; 64];
         let mut wiped_block = || {
             let start = block.as_mut_ptr();
-            // SAFETY: the array, of which nobody needs what is in it.
+            // SAFETY: the array is writable, and its contents are not needed.
             unsafe { wipe_if_enabled(start, 64) };
             block
         };

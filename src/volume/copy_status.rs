@@ -217,8 +217,9 @@ fn is_same_directory(place: &DirectoryIdentity, remembered: &RememberedDirectory
         && place.inode == remembered.inode
 }
 
-/// True if the volume's filesystem is still mounted where it was. Then a missing directory no longer
-/// exists: it is not on a disk that is not mounted, nor hidden by one that is mounted over it.
+/// True if the volume's filesystem is still mounted where it was. Then a missing directory no
+/// longer exists: it is not on a disk that is not mounted, nor hidden by one that is mounted over
+/// it.
 fn is_filesystem_visible(remembered: &RememberedDirectory) -> bool {
     for ancestor in remembered.path.ancestors() {
         match DirectoryIdentity::at(ancestor) {
@@ -237,8 +238,8 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-/// True if the remembered path, which begins with `ancestor`, leads to the remembered path within the
-/// remembered filesystem. `existing` is the directory at `ancestor`.
+/// True if the remembered path, which begins with `ancestor`, leads to the remembered path within
+/// the remembered filesystem. `existing` is the directory at `ancestor`.
 fn leads_to_same_path(
     existing: &DirectoryIdentity,
     ancestor: &Path,
@@ -287,7 +288,7 @@ mod tests {
             ..place.clone()
         };
         assert_eq!(compare(&other, &own, ID), CopyStatus::Own);
-        // On a filesystem whose identity not every kernel tells, the same inode is enough.
+        // Not every kernel reports the identity of such a filesystem: the same inode is enough.
         for (one, two, inode, is_own) in [
             (None, Some("xfs:00ff"), 0, true),
             (Some("xfs:00ff"), None, 0, true),

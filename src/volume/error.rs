@@ -226,7 +226,7 @@ impl VolumeError {
         move |source| Self::Io { doing, source }
     }
 
-    /// The location of the volume's directory is unknown, so the volume cannot be told from a copy.
+    /// The location of the volume's directory is unknown, so a volume and its copy look the same.
     pub(super) fn unknown_location(error: io::Error) -> Self {
         Self::io(
             "cannot determine the location of the volume's directory, so nothing is written to it",

@@ -80,7 +80,7 @@ impl<'a> RememberedHere<'a> {
     pub(super) fn now(&self) -> i64 {
         let newest = self.others.iter().filter_map(|other| other.written).max();
         let after = newest.map_or(i64::MIN, |newest| newest.saturating_add(1));
-        coarse_time().0.max(after)
+        coarse_time().secs.max(after)
     }
 
     /// The volume that is expected here instead of the one whose record is `own`.

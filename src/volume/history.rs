@@ -1,9 +1,10 @@
 //! Rollback detection: whether a volume is at least as new as the platform keystore knows it to be.
 //!
 //! For each volume the keystore remembers the incarnation, the newest superblock, and the newest
-//! commit with the tags of page 0 of `meta`. The record is written after the state that it describes
-//! is durable. So a volume may be newer than its record, after a power cut or when writing the record
-//! failed, but it is never older. If it is older, somebody has put it back, and it is refused.
+//! commit with the tags of page 0 of `meta`. The record is written after the state that it
+//! describes is durable. So a volume may be newer than its record, after a power cut or when
+//! writing the record failed, but it is never older. If it is older, somebody has put it back, and
+//! it is refused.
 //!
 //! A volume that another machine has renewed (by accepting a restored copy there) comes back with
 //! another incarnation. It is accepted if the known key set vouches for it and if it carries on a

@@ -7,9 +7,9 @@
 //! Objects stay shared; their extents say when the volume may write to them.
 //!
 //! Users may delete a lock file. So `objects/` is locked too, with a shared lock if the lock of
-//! `lock` is shared: removing `lock` does not give another process access. The volume's own directory is not locked, because
-//! other users may be able to open it (mode 0755, or before the volume was created in it), whereas
-//! only its owner could ever open `objects/`.
+//! `lock` is shared: removing `lock` does not give another process access. The volume's own
+//! directory is not locked, because other users may be able to open it (mode 0755, or before the
+//! volume was created in it), whereas only its owner could ever open `objects/`.
 
 use std::io;
 

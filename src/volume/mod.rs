@@ -275,7 +275,7 @@ impl Volume {
         if *current != next && sequence >= current.sequence {
             // Never move the time back: a location belongs to the volume that was written there
             // last.
-            next.written = next.written.max(Some(coarse_time().0));
+            next.written = next.written.max(Some(coarse_time().secs));
             self.keystore
                 .update_record(self.header.volume_id(), &next)?;
             *current = next;

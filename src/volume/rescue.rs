@@ -56,7 +56,7 @@ pub struct Rescue {
     pub keys: KeyRing,
     /// Its superblock.
     pub header: VerifiedHeader,
-    /// Where that was read from.
+    /// Where the superblock was read from.
     pub source: HeaderSource,
     /// The superblocks that were tried before and refused, with the reasons.
     pub refused: Vec<(HeaderSource, VolumeError)>,
@@ -162,7 +162,7 @@ fn rescue_unaudited(
     Err(most_informative(refused))
 }
 
-/// Salvage works on an unexpected volume too, but warns the user.
+/// Warns if the keystore expects another volume here: salvage works on it nevertheless.
 fn warn_of_another(
     authenticated: &Authenticated,
     location: Option<&DirectoryIdentity>,

@@ -1,6 +1,6 @@
-//! The spare copy of the superblock, for a volume whose `volume.json` cannot be read. It has the same
-//! bytes, including the MAC, and is in the directory of the checkpoints. Only salvage reads it, and
-//! only if it authenticates.
+//! The spare copy of the superblock, for a volume whose `volume.json` cannot be read. It has the
+//! same bytes, including the MAC, and is in the directory of the checkpoints. Only salvage reads
+//! it, and only if it authenticates.
 
 use std::io;
 

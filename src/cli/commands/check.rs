@@ -19,7 +19,7 @@ use crate::check::{self, CheckError, CheckOptions, Report};
 use crate::cli::args::OpenArgs;
 use crate::cli::output::progress::Progress;
 use crate::cli::output::{format, print, print_json};
-use crate::cli::session::open_volume;
+use crate::cli::session::{Access, Keys, open_volume};
 use crate::control::locate::{Holder, Located, find};
 use crate::control::request::Operation;
 use crate::control::response::{BytesDone, CheckSummary, FindingReport, Outcome, Receiver};
@@ -246,10 +246,14 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
 fn offline(
     located: &Located,
     args: &CheckArgs,
-    keys: &crate::cli::session::Keys,
+    keys: &Keys,
     receiver: &mut CheckReceiver,
 ) -> Result<Outcome, UserError> {
-    let volume = open_volume(located, args.repair, keys)?;
+    let access = match args.repair {
+        true => Access::Write,
+        false => Access::Read,
+    };
+    let volume = open_volume(located, access, keys)?;
     receiver.signals = EndSignals::block().ok();
     let options = CheckOptions {
         jobs: args.jobs,
@@ -284,25 +288,28 @@ fn audit_repair(volume: VolumeId, report: &Result<Report, CheckError>) {
 }
 
 impl Checked {
-    fn faults(&self, repaired: bool) -> u64 {
-        let faults = self.findings.iter().filter(|f| f.severity != "note");
-        faults
-            .filter(|finding| finding.repaired == repaired)
-            .count() as u64
+    fn faults(&self) -> impl Iterator<Item = &FindingReport> {
+        self.findings.iter().filter(|f| f.severity != "note")
     }
 
-    fn omitted_faults(&self) -> u64 {
-        self.summary.as_ref().map_or(0, |s| s.omitted_faults)
+    fn repaired_faults(&self) -> u64 {
+        self.faults().filter(|fault| fault.repaired).count() as u64
+    }
+
+    /// Faults that were not repaired, also those that are not listed.
+    fn remaining_faults(&self) -> u64 {
+        let listed = self.faults().filter(|fault| !fault.repaired).count() as u64;
+        listed + self.summary.as_ref().map_or(0, |s| s.omitted_faults)
     }
 
     fn code(&self) -> u8 {
         if self.summary.is_none() {
             return code::CANCELLED;
         }
-        if self.faults(false) + self.omitted_faults() > 0 {
+        if self.remaining_faults() > 0 {
             return code::UNCORRECTED;
         }
-        match self.faults(true) {
+        match self.repaired_faults() {
             0 => code::CLEAN,
             _ => code::CORRECTED,
         }
@@ -349,8 +356,8 @@ impl Checked {
             return text;
         }
         let rate = format::size((summary.bytes as f64 / self.seconds.max(0.001)) as u64);
-        let left = self.faults(false) + self.omitted_faults();
-        let repaired = match self.faults(true) {
+        let left = self.remaining_faults();
+        let repaired = match self.repaired_faults() {
             0 => String::new(),
             repaired => format!("{repaired} repaired, "),
         };

@@ -15,7 +15,7 @@ use crate::cli::args::{KeystoreArg, OpenArgs, passphrase_source};
 use crate::cli::output::format;
 use crate::cli::output::progress::{Progress, Took};
 use crate::cli::output::{print, print_error, print_json};
-use crate::cli::session::{Session, unexpected_outcome};
+use crate::cli::session::{Access, Session, unexpected_outcome};
 use crate::cli::views::{self, DeleteArgs, ListArgs};
 use crate::control::directory::DirectoryId;
 use crate::control::paths;
@@ -131,7 +131,7 @@ pub(in crate::cli) struct NewArgs {
 /// The customer key of the receiver of an image.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ReceiverArgs {
-    /// Customer key of whoever gets it; its public half is enough [default: that of the source]
+    /// Customer key of the receiver; its public half is enough [default: that of the source]
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
     /// File whose first line is the passphrase of that key [default: --passphrase-file]
@@ -201,7 +201,7 @@ pub(crate) fn run(command: ImageCommand) -> Result<(), UserError> {
 }
 
 fn create(args: CreateArgs) -> Result<(), UserError> {
-    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     let operation = Operation::Create {
         kind: Kind::Image,
         name: args.name,
@@ -264,7 +264,7 @@ fn deploy(args: &DeployArgs) -> Result<(), UserError> {
         size_bytes: size::size_option(args.new.size.as_deref())?,
         keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
     };
-    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     refuse_inside(&session, &target, &operation)?;
     // A signal is an error of the operation, so that an incomplete volume is removed.
     let _watch = Watch::begin();
@@ -355,7 +355,7 @@ fn export(args: &ExportArgs) -> Result<(), UserError> {
         customer_key: args.key.uri()?,
         passphrase: args.key.passphrase(&args.open)?,
     };
-    let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Read, &args.open.keys()?)?;
     let progress = Progress::start("exporting", None);
     let outcome = if standard {
         stream(
@@ -400,7 +400,8 @@ fn stream(
 }
 
 /// Writes an export to a temporary file that only its owner can read, and renames it when it is
-/// complete and on disk. A path that is no plain file (`/dev/stdout`, a pipe) is written to directly.
+/// complete and on disk. A path that is no plain file (`/dev/stdout`, a pipe) is written to
+/// directly.
 fn stream_to_file(
     session: &mut Session,
     operation: &Operation,
@@ -426,7 +427,8 @@ fn stream_to_file(
         _ => std::path::absolute(path).map_err(failed)?,
     };
     let parent = path.parent().unwrap_or(Path::new("/"));
-    // Created with mode 0600, and removed if anything fails, or a signal arrives, before the rename.
+    // Created with mode 0600, and removed if anything fails, or a signal arrives, before the
+    // rename.
     let watch = Watch::begin();
     let mut aside = tempfile::Builder::new()
         .prefix(".bilayer-export-")

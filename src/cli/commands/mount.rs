@@ -12,7 +12,8 @@ use crate::daemon::mount_request::MountRequest;
 use crate::daemon::options::{self, RequestedOptions};
 use crate::diagnostics::UserError;
 
-/// The help on options, signals and examples, for `bilayer mount --help` and `mount.bilayer --help`.
+/// The help on options, signals and examples, for `bilayer mount --help` and `mount.bilayer
+/// --help`.
 pub(in crate::cli) const MOUNT_HELP: &str = "\
 Options (-o):
   ro, rw                     write nothing; the default is rw
@@ -27,15 +28,15 @@ Options (-o):
   checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
   workers=N                  threads for contents
   follow_caller=on|off       keep the reading thread on its caller's CPU
-  nfs_export=on|off          keep file handles good, for an NFS server; the default is off
+  nfs_export=on|off          keep file handles valid, for an NFS server; the default is off
   writeback, nowriteback     let the kernel gather writes; the default is writeback
-  max_background=N           requests of the kernel's own under way
+  max_background=N           limit on the kernel's own requests in progress
   meta_cache=SIZE            memory for metadata
   pending=SIZE               memory for changes that are not on disk yet
   open_objects=N             files of the volume held open
   snapshot_dir=NAME|off      the directory of snapshots in the root, instead of .snapshots; off
                              for none, and no .images
-  log_file=FILE              the daemon's log, instead of the system's
+  log_file=FILE              the daemon's log, instead of the system's log
   audit_log=FILE|syslog      the audit, instead of audit.log in the platform keystore's directory
   trusted                    suid and dev also for a volume that was imported, or deployed to other
                              keys: such a one is mounted nosuid,nodev unless suid,dev is asked for

@@ -13,7 +13,7 @@ use crate::cli::args::OpenArgs;
 use crate::cli::output::format::{self, dated_name};
 use crate::cli::output::{print, print_error, print_json};
 use crate::cli::retention::Keep;
-use crate::cli::session::{Session, unexpected_outcome};
+use crate::cli::session::{Access, Session, unexpected_outcome};
 use crate::cli::views::{DeleteArgs, ListArgs, delete, list};
 use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation, PathBytes};
@@ -189,7 +189,7 @@ fn create(args: CreateArgs) -> Result<(), UserError> {
                 .with_hint(PRUNE_HINT),
         );
     }
-    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     let made = match args.name {
         Some(name) => take(&mut session, name)?,
         None => take_dated(&mut session, args.prefix.as_deref())?,
@@ -242,7 +242,7 @@ fn take_dated(session: &mut Session, prefix: Option<&str>) -> Result<ViewReport,
 }
 
 fn rename(args: RenameArgs) -> Result<(), UserError> {
-    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     let operation = Operation::Rename {
         kind: Kind::Snapshot,
         name: args.name,
@@ -253,7 +253,7 @@ fn rename(args: RenameArgs) -> Result<(), UserError> {
 }
 
 fn diff(args: DiffArgs) -> Result<(), UserError> {
-    let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Read, &args.open.keys()?)?;
     let operation = Operation::Diff {
         from: args.from,
         to: args.to,
@@ -343,7 +343,7 @@ fn restore(args: RestoreArgs) -> Result<(), UserError> {
     if whole && !args.yes {
         confirm(&args.volume, &args.name)?;
     }
-    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     let operation = Operation::Restore {
         snapshot: args.name,
         path: args.path.as_deref().map(PathBytes::of),
@@ -403,7 +403,11 @@ fn prune(args: &PruneArgs) -> Result<(), UserError> {
             ),
         );
     }
-    let mut session = Session::open(&args.volume, !args.dry_run, &args.open.keys()?)?;
+    let access = match args.dry_run {
+        true => Access::Read,
+        false => Access::Write,
+    };
+    let mut session = Session::open(&args.volume, access, &args.open.keys()?)?;
     let pruned = delete_unkept(
         &mut session,
         &args.keep,

@@ -342,8 +342,8 @@ fn health_of(code: ExitCode, why: String) -> Health {
     }
 }
 
-/// Opens the volume if no passphrase has to be typed; otherwise reports the claims of its superblock
-/// and why it was not opened.
+/// Opens the volume if no passphrase has to be typed; otherwise reports the claims of its
+/// superblock and why it was not opened.
 fn open_or_claims(
     located: &Located,
     store: DirectoryStore,

@@ -23,6 +23,7 @@ use crate::control::liveness::{UNANSWERED_PINGS_MAX, is_alive};
 use crate::control::locate::{self, Holder};
 use crate::control::mount_state::{self, MountState};
 use crate::control::obstacle::{Obstacle, refusal};
+use crate::control::proof::MountServer;
 use crate::control::request::Request;
 use crate::control::response::{Closed, Failure, Response};
 use crate::daemon::options::RequestedOptions;
@@ -349,7 +350,7 @@ struct Daemon {
     control: ControlClient,
     process: Option<WatchedProcess>,
     /// The volume's directory, which is the daemon's address until it ends.
-    volume: DirectoryId,
+    directory: DirectoryId,
     /// Device number of the mount, as long as there is one.
     device: u64,
 }
@@ -358,7 +359,10 @@ impl Daemon {
     fn of(location: &Location, mount: &MountInfo) -> Result<Self, DaemonUnavailable> {
         let device = location.info().map(|info| info.device);
         let server = locate::server_of_mount(location, mount);
-        let (mut control, volume) = server.map_err(|obstacles| {
+        let MountServer {
+            mut control,
+            directory,
+        } = server.map_err(|obstacles| {
             if obstacles.contains(&Obstacle::Silent) {
                 DaemonUnavailable::Silent
             } else if obstacles.contains(&Obstacle::Dead) {
@@ -378,7 +382,7 @@ impl Daemon {
         Ok(Self {
             control,
             process,
-            volume,
+            directory,
             device: device.unwrap_or_default(),
         })
     }
@@ -404,7 +408,7 @@ impl Daemon {
                     "waiting until process {pid} has put everything on disk"
                 ));
             }
-            if is_alive(Address::Volume(self.volume), self.control.peer.uid) {
+            if is_alive(Address::Volume(self.directory), self.control.peer.uid) {
                 unanswered = 0;
             } else {
                 unanswered += 1;
@@ -486,8 +490,8 @@ pub(in crate::cli) fn report_remaining_mounts(dir: &Path, remaining: &RemainingM
             format::processes(processes)
         )),
         RemainingMounts::Detached => print_error(&format_args!(
-            "bilayer: {dir} is detached: its daemon is dead; processes that use it get errors until \
-             they leave it"
+            "bilayer: {dir} is detached: its daemon is dead; processes in it get errors until they \
+             leave it"
         )),
         RemainingMounts::None | RemainingMounts::OtherPlaces => {}
     }

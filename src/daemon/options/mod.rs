@@ -15,14 +15,14 @@
 //! | `checkpoint=SECONDS` | minimum interval between copies of the metadata; 0 for none |
 //! | `workers=N` | threads for contents |
 //! | `follow_caller=on\|off` | the reading thread stays on its caller's CPU |
-//! | `nfs_export=on\|off` | file handles stay good when the kernel has forgotten the file |
+//! | `nfs_export=on\|off` | file handles stay valid when the kernel has forgotten the file |
 //! | `nowriteback`, `writeback` | every write reaches the filesystem at once, or is gathered |
-//! | `max_background=N` | requests of the kernel's own under way |
+//! | `max_background=N` | limit on the kernel's own requests in progress |
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
 //! | `open_objects=N` | files of the volume held open |
 //! | `snapshot_dir=NAME\|off` | the directory of snapshots; `off`: none, nor of images |
-//! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
-//! | `audit_log=FILE\|syslog` | where the audit goes, instead of the keystore's directory |
+//! | `log_file=FILE` | the file of the daemon's log, instead of the system's log |
+//! | `audit_log=FILE\|syslog` | the destination of the audit, instead of the keystore's directory |
 //! | `nodev` `dev` `nosuid` `suid` | as in mount(8); a user's mount is `nodev,nosuid` |
 //! | `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8) |
 //! | `trusted` | `suid` and `dev` also for a volume that came from elsewhere |
@@ -252,7 +252,7 @@ impl RequestedOptions {
         match name {
             "customer_key" => self.customer_key = Some(key_uri(value, directory)?),
             "platform_keystore" => {
-                self.platform_keystore = Some(values::path(name, value, directory)?)
+                self.platform_keystore = Some(values::path(name, value, directory)?);
             }
             "passphrase_file" => {
                 self.passphrase = Some(PassphraseSource::File(values::path(
@@ -265,7 +265,7 @@ impl RequestedOptions {
             }
             "fingerprint" => self.fingerprint = Some(values::fingerprint(value)?),
             "commit" => {
-                self.commit = Some(Duration::from_secs(values::number(name, value, 1, 3600)?))
+                self.commit = Some(Duration::from_secs(values::number(name, value, 1, 3600)?));
             }
             "checkpoint" => {
                 let most = 365 * 24 * 3600;

@@ -41,13 +41,13 @@ pub(super) fn find(
         path.is_some_and(|path| directory.path == path)
             || place.is_some_and(|place| directory.names(place))
     };
-    let mut found = Vec::new();
+    let mut volumes = Vec::new();
     for volume in files::remembered_volumes(keystore)? {
         match directories_of(keystore, volume, &digits) {
             Ok(directories) => {
                 let here = directories.into_iter().flatten();
                 let mut here = here.filter(|(directory, _)| is_here(directory));
-                found.extend(here.next().map(|(directory, written)| RememberedVolume {
+                volumes.extend(here.next().map(|(directory, written)| RememberedVolume {
                     volume,
                     directory,
                     written,
@@ -58,7 +58,7 @@ pub(super) fn find(
             }
         }
     }
-    Ok(found)
+    Ok(volumes)
 }
 
 type Remembered = (RememberedDirectory, Option<i64>);

@@ -64,8 +64,11 @@ impl Timespec {
     /// The current time by the clock that the kernel uses for file times, so that times set by the
     /// kernel and by this program are in order.
     pub fn now() -> Self {
-        let (secs, nanos) = crate::sys::clock::file_time();
-        Self { secs, nanos }
+        let now = crate::sys::clock::file_time();
+        Self {
+            secs: now.secs,
+            nanos: now.nanos,
+        }
     }
 }
 
