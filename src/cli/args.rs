@@ -39,7 +39,10 @@ impl KeystoreArg {
 
 /// Begins the audit: to where an option says, else to the directory of the platform keystore.
 pub(super) fn start_audit(chosen: Option<Destination>, dir: &Path) {
-    let usual = Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
+    let usual = Destination::StateDirectory {
+        dir: dir.to_path_buf(),
+        marker: keystore::IDENTITY,
+    };
     let destination = chosen.unwrap_or_else(|| usual.clone());
     audit::start(destination, usual, Requester::this_process());
 }
