@@ -5,9 +5,9 @@
 //! The file is opened for each record and not kept open. Records are rare, a file that was renamed,
 //! removed or temporarily unwritable needs no special handling, and its filesystem can be remounted
 //! read-only. A record is one `write` to the end of the file (`O_APPEND`), which writes of other
-//! processes do not split. If the disk was full or a size limit was reached, the file may end in the
-//! middle of a record, which its last byte shows. Then the next writer, in any process, ends that
-//! line first. A failure to write a record is logged as an error, once until it is resolved.
+//! processes do not split. If the disk was full or a size limit was reached, the file may end in
+//! the middle of a record, which its last byte shows. Then the next writer, in any process, ends
+//! that line first. A failure to write a record is logged as an error, once until it is resolved.
 
 use std::fs::File;
 use std::io::{self, Write};

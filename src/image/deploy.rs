@@ -6,8 +6,8 @@
 //! - Under any other customer key or keystore they are *re-sealed* under the new volume's own key
 //!   set, page by page ([`super::reseal`]). It contains no data key of the source.
 //!
-//! A keystore is the source's if it has the source's keys. Its id is not secret, so any user who can
-//! request a deployment could create a keystore that claims to be the source's.
+//! A keystore is the source's if it has the source's keys. Its id is not secret, so any user who
+//! can request a deployment could create a keystore that claims to be the source's.
 //!
 //! Order of writes. The caller has raised `frozen` of the source to the image's generation,
 //! durably: from then on the source writes no object of the image in place. In the new volume
@@ -16,11 +16,11 @@
 //! the mark is removed.
 //!
 //! After a power cut the source is as it was: further links to its objects do not matter to it, and
-//! because of `frozen` its next write of a chunk begins a new part. The target is either complete, or
-//! it has the mark and no superblock; then the next attempt removes it first.
+//! because of `frozen` its next write of a chunk begins a new part. The target is either complete,
+//! or it has the mark and no superblock; then the next attempt removes it first.
 //!
-//! Only objects that records name are inherited. They keep their folders and names, so that a record
-//! is valid in both volumes; re-sealed objects get new ones.
+//! Only objects that records name are inherited. They keep their folders and names, so that a
+//! record is valid in both volumes; re-sealed objects get new ones.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -197,8 +197,8 @@ impl ImageError {
 }
 
 /// Writes the new volume's metadata. `frozen`: its objects are shared with the source, so that it
-/// must not write them in place. `parts` is called with the parts of each chunk, and returns those of
-/// the new volume.
+/// must not write them in place. `parts` is called with the parts of each chunk, and returns those
+/// of the new volume.
 fn copy_metadata(
     source: &Source<'_>,
     fresh: &FreshVolume,

@@ -4,8 +4,8 @@
 //! chunk has one fresh object. Then the pages of these objects are re-sealed from the image's
 //! ([`super::reseal`]). No key set of the volume is in the stream: a recipient who can open it gets
 //! the exported image and no other data of the volume, now or later. Every page is opened through
-//! both layers first, so damage of the image is noticed while it can still be repaired. No plaintext
-//! and no byte under only one layer is ever written, here or into the stream.
+//! both layers first, so damage of the image is noticed while it can still be repaired. No
+//! plaintext and no byte under only one layer is ever written, here or into the stream.
 //!
 //! The fresh `meta` is a file in the volume's directory that is unlinked as soon as it is created.
 //! If that fails, opening the volume removes a file of that name.

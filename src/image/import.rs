@@ -1,14 +1,14 @@
 //! Importing an image: a new volume out of a stream.
 //!
-//! Before anything is written, the header is parsed, its keys are unwrapped, and its MAC is verified.
-//! Then the volume is created ([`crate::volume::create_volume`]) with the stream's key set as a
-//! read-only one and a fresh active set: with the stream's keys, no data can be read that is written
-//! here later. The stream's `meta` is written to an unlinked file, its records are copied into the
-//! volume's own `meta`, and the objects get the names that the records contain. Every page is
-//! verified under both layers before it is written. Then the end mark must authenticate the whole
-//! stream, and the new metadata must be consistent, as [`crate::check`] defines it. Only after that
-//! the superblock is written. After an earlier failure everything that was created is removed; after
-//! a power cut the next attempt removes it.
+//! Before anything is written, the header is parsed, its keys are unwrapped, and its MAC is
+//! verified. Then the volume is created ([`crate::volume::create_volume`]) with the stream's key
+//! set as a read-only one and a fresh active set: with the stream's keys, no data can be read that
+//! is written here later. The stream's `meta` is written to an unlinked file, its records are
+//! copied into the volume's own `meta`, and the objects get the names that the records contain.
+//! Every page is verified under both layers before it is written. Then the end mark must
+//! authenticate the whole stream, and the new metadata must be consistent, as [`crate::check`]
+//! defines it. Only after that the superblock is written. After an earlier failure everything that
+//! was created is removed; after a power cut the next attempt removes it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -194,8 +194,8 @@ impl ImageError {
         }
     }
 
-    /// Converts an error of reading a stream's metadata. The stream is at fault, unless the operating
-    /// system failed; only then does the error have a number.
+    /// Converts an error of reading a stream's metadata. The stream is at fault, unless the
+    /// operating system failed; only then does the error have a number.
     fn from_stream_metadata_error(error: MetaError) -> Self {
         let has_number = |error: &io::Error| error.raw_os_error().is_some();
         let is_of_system = match &error {

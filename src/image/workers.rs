@@ -99,7 +99,8 @@ fn worker_loop<J, R>(
 ) {
     let mut scratch = Scratch::default();
     loop {
-        // The lock is held while waiting for an item: the other threads would only wait for one too.
+        // The lock is held while waiting for an item: the other threads would only wait for one
+        // too.
         let next = to_do.lock().recv();
         let Ok((number, item)) = next else {
             return;

@@ -88,8 +88,8 @@ impl FileCopy<'_, '_> {
         Ok(())
     }
 
-    /// Copies the pages of a chunk. `base`: where it begins in the file. `len`: how many bytes of it
-    /// belong to the file.
+    /// Copies the pages of a chunk. `base`: where it begins in the file. `len`: how many bytes of
+    /// it belong to the file.
     fn copy_parts(&mut self, base: u64, len: u64, parts: &[Part]) -> io::Result<()> {
         let mut objects: Vec<Option<Result<ContentsFile, String>>> = Vec::new();
         objects.resize_with(parts.len(), || None);

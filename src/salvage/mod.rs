@@ -144,7 +144,7 @@ pub fn salvage(
             what: "older",
             offset: None,
             length: None,
-            reason: "a restore from a snapshot was under way: some of the files are as they were before it"
+            reason: "a restore from a snapshot was under way: some files are as they were before"
                 .to_owned(),
         })?;
     }

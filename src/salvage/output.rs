@@ -455,9 +455,9 @@ fn is_acl(name: &[u8]) -> bool {
     name.starts_with(b"system.posix_acl_")
 }
 
-/// Sets owner, attributes, mode and times of an open file or directory, in this order, since setting
-/// one may change those after it. `set_owner`: whether to set the owner. Returns the attributes that
-/// could not be set.
+/// Sets owner, attributes, mode and times of an open file or directory, in this order, since
+/// setting one may change those after it. `set_owner`: whether to set the owner. Returns the
+/// attributes that could not be set.
 pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, set_owner: bool) -> Vec<Unset> {
     let inode = attributes.inode;
     let mut unset = Vec::new();
@@ -507,8 +507,8 @@ pub fn finish_special(
             rustix::fs::chownat(created, "", user, group, flags),
         );
     }
-    // These system calls do not accept an `O_PATH` descriptor. Its entry in /proc leads to the inode itself, even
-    // if that is a symbolic link.
+    // These system calls do not accept an `O_PATH` descriptor. Its entry in /proc leads to the
+    // inode itself, even if that is a symbolic link.
     let path = Path::new("/proc/self/fd").join(created.as_raw_fd().to_string());
     for (name, value) in attributes.xattrs {
         let name_of = OsStr::from_bytes(name);

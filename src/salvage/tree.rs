@@ -456,8 +456,8 @@ impl Walk<'_, '_> {
     }
 
     /// Extracts the inodes that no directory names, into `lost+found/DIRECTORY`. Directories are
-    /// first, by their inodes and by their entries, so that the files in them keep their paths; then
-    /// all other inodes; then contents without an inode.
+    /// first, by their inodes and by their entries, so that the files in them keep their paths;
+    /// then all other inodes; then contents without an inode.
     fn extract_unreached(&mut self, directory: &[u8]) -> io::Result<()> {
         self.extract_unreached_in(
             Table::Inode,

@@ -99,8 +99,8 @@ fn reverse(change: Change) -> Change {
     }
 }
 
-/// Lists what differs between an older and a newer view. A file that exists in both is reported with
-/// its path in the newer view or, with `backward`, in the older one.
+/// Lists what differs between an older and a newer view. A file that exists in both is reported
+/// with its path in the newer view or, with `backward`, in the older one.
 fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Change>, MetaError> {
     let candidates = candidates(meta, from.0, to.0.min(meta.generation()))?;
     let mut changed = BTreeSet::new();

@@ -3,8 +3,8 @@
 //! A deleted view's row has the state *leaving* until nothing is left of the view, so the work
 //! continues after a power cut. Only rows of `change` between two generations can concern a leaving
 //! view: the kept view before the oldest leaving one, and the kept view after it (or the live one).
-//! Each of them names a key of which a version may be unneeded. If no older view is kept, these rows
-//! are removed too.
+//! Each of them names a key of which a version may be unneeded. If no older view is kept, these
+//! rows are removed too.
 //!
 //! The work is done in steps. Each is one batch that is complete by itself, and other operations
 //! run between them.

@@ -5,8 +5,8 @@
 //! the cost depends on how much has changed, and newer views stay. Extents are marked *shared*,
 //! since the kept view sees their parts too.
 //!
-//! An inode that does not exist in the kept view becomes an orphan, which is removed when no program
-//! has it open.
+//! An inode that does not exist in the kept view becomes an orphan, which is removed when no
+//! program has it open.
 //!
 //! Nothing else changes meanwhile. The work is done in steps. From before the first until after the
 //! last one, the counters record that a restore is under way. If it is interrupted, the next mount
@@ -35,8 +35,8 @@ pub struct Restored {
     pub named: BTreeSet<Ino>,
 }
 
-/// Restores the live view from the kept view of generation `target`. The caller has paused all other
-/// changes. `relieve` is called after every step.
+/// Restores the live view from the kept view of generation `target`. The caller has paused all
+/// other changes. `relieve` is called after every step.
 ///
 /// # Errors
 /// The metadata cannot be read or changed. The restore is incomplete then, and the next mount

@@ -121,7 +121,7 @@ pub enum StreamError {
     Downgraded,
     /// The given customer key is not the image's.
     #[error(
-        "the customer key {given} (fingerprint {fingerprint}) is not the one of the image ({wanted})"
+        "the customer key {given} (fingerprint {fingerprint}) is not that of the image ({wanted})"
     )]
     WrongCustomerKey {
         /// The given key.
