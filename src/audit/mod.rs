@@ -1,5 +1,5 @@
-//! The audit: who had which action performed on which volume and its keys. It has its own
-//! destination, which no level and no filter of the log turns off.
+//! The audit: a record of each action on a volume or its keys, and of the user who requested it. It
+//! has its own destination, which no level and no filter of the log turns off.
 //!
 //! A record is one line of JSON that is appended to a file with one call, so several processes may
 //! share the file:
@@ -9,21 +9,21 @@
 //! | `time` | RFC 3339, UTC, microseconds |
 //! | `action` | such as `open-volume` |
 //! | `outcome` | `done`, or `refused` with `reason` |
-//! | `volume` | id of the volume; of a refused one what its superblock claims; or null |
+//! | `volume` | id of the volume, or null; of a refused one the id that its superblock claims |
 //! | `path` | the volume's directory, or null |
 //! | `mount_point` | where it is mounted, or null |
-//! | `uid`, `pid` | who asked; null where the kernel does not say |
-//! | `sudo_uid` | who called sudo, where the requester is root by way of it |
+//! | `uid`, `pid` | user and process of the requester; null if the kernel does not report them |
+//! | `sudo_uid` | user who called sudo, if the requester is root through sudo |
 //! | `version` | of this program |
 //!
 //! and the details of the action. A record never contains a secret.
 //!
 //! The code that makes a record knows the volume and the details; the rest comes from the context.
-//! At its start a process declares who called it and which volume it works on ([`start`],
+//! At its start a process declares its caller and the volume that it works on ([`start`],
 //! [`set_volume`], [`set_mount_point`]). Code that serves a request declares, for the duration of
-//! the request, who made it ([`requested_by`]) and which other volume it is about ([`for_volume`]).
-//! These two apply to one thread; work that is handed to another thread takes [`Context::here`]
-//! along.
+//! the request, the requester ([`requested_by`]) and any other volume that it concerns
+//! ([`for_volume`]). These two apply to one thread. Code that passes work to another thread passes
+//! [`Context::here`] with it.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -48,10 +48,17 @@ static PROCESS: RwLock<Context> = RwLock::new(Context::EMPTY);
 
 thread_local! {
     static HERE: RefCell<Context> = const { RefCell::new(Context::EMPTY) };
-    static WRITTEN: RefCell<Option<Vec<(&'static str, Record)>>> = const { RefCell::new(None) };
+    /// Records of this thread since [`deduplicate`].
+    static WRITTEN: RefCell<Option<Vec<WrittenRecord>>> = const { RefCell::new(None) };
 }
 
-/// The originator of an action.
+#[derive(PartialEq, Debug)]
+struct WrittenRecord {
+    outcome: &'static str,
+    record: Record,
+}
+
+/// The user and the process that requested an action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Requester {
     uid: Option<u32>,
@@ -60,7 +67,7 @@ pub struct Requester {
 }
 
 impl Requester {
-    /// An originator that the kernel does not report.
+    /// A requester that the kernel does not report.
     pub const UNKNOWN: Self = Self {
         uid: None,
         pid: None,
@@ -76,7 +83,7 @@ impl Requester {
         }
     }
 
-    /// The starter of this process: its real user. sudo records its caller in the environment.
+    /// This process, as a request of its real user. sudo records its caller in the environment.
     pub fn this_process() -> Self {
         let uid = real_user();
         let sudo = std::env::var("SUDO_UID").ok();
@@ -171,7 +178,7 @@ pub fn set_mount_point(dir: &Path) {
     process.paths.get_or_insert_default().mount_point = Some(dir.to_path_buf());
 }
 
-/// Declares that `requester` requested what this thread does until the scope ends.
+/// Declares that `requester` requested the actions of this thread until the scope ends.
 pub fn requested_by(requester: Requester) -> Scope {
     Context {
         requester: Some(requester),
@@ -180,8 +187,8 @@ pub fn requested_by(requester: Requester) -> Scope {
     .enter()
 }
 
-/// Declares that what this thread does until the scope ends is about the unmounted volume in that
-/// directory.
+/// Declares that the actions of this thread until the scope ends concern the unmounted volume in
+/// that directory.
 pub fn for_volume(path: &Path) -> Scope {
     let paths = VolumePaths {
         path: path.to_path_buf(),
@@ -194,11 +201,11 @@ pub fn for_volume(path: &Path) -> Scope {
     .enter()
 }
 
-/// Until this is dropped, a record that repeats an earlier one is not written.
+/// While this exists, a record that repeats an earlier one is not written.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
 pub struct Deduplication {
-    before: Option<Vec<(&'static str, Record)>>,
+    before: Option<Vec<WrittenRecord>>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -208,8 +215,8 @@ impl Drop for Deduplication {
     }
 }
 
-/// Declares that what this thread does until the scope ends may be repeated in several attempts:
-/// each record is written once.
+/// Declares that this thread may repeat actions in several attempts until the scope ends: each
+/// record is written once.
 pub fn deduplicate() -> Deduplication {
     Deduplication {
         before: WRITTEN.replace(Some(Vec::new())),
@@ -302,13 +309,13 @@ impl Record {
             let Some(written) = written else {
                 return false;
             };
-            let is_there = written
-                .iter()
-                .any(|(before, record)| (*before, record) == (outcome, self));
-            if !is_there {
-                written.push((outcome, self.clone()));
+            let record = self.clone();
+            let this = WrittenRecord { outcome, record };
+            let is_repeated = written.contains(&this);
+            if !is_repeated {
+                written.push(this);
             }
-            is_there
+            is_repeated
         })
     }
 
@@ -333,7 +340,7 @@ impl Record {
             version: env!("CARGO_PKG_VERSION"),
             details: &self.details,
         };
-        // Fails for none of these types.
+        // Serialization of these types never fails.
         let mut bytes = serde_json::to_vec(&line).unwrap_or_default();
         bytes.push(b'\n');
         bytes
@@ -351,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_is_there_and_in_one_line() {
+    fn a_record_is_one_line_with_all_fields() {
         let record = Record::new("test")
             .volume(VolumeId([7; 16]))
             .with("name", "two\nlines")
@@ -401,10 +408,10 @@ mod tests {
         let nothing = (Value::Null, Value::Null, Value::Null);
         assert_eq!(context(), nothing);
         {
-            let _asked = requested_by(Requester::process(7, 8));
+            let _requester = requested_by(Requester::process(7, 8));
             let both = (7.into(), 8.into(), "/v".into());
             {
-                let _about = for_volume(Path::new("/v"));
+                let _volume = for_volume(Path::new("/v"));
                 assert_eq!(context(), both);
                 let here = Context::here();
                 std::thread::scope(|scope| {
@@ -416,7 +423,7 @@ mod tests {
                 });
             }
             assert_eq!(context(), (7.into(), 8.into(), Value::Null));
-            let _other = requested_by(Requester::process(9, 0));
+            let _other_requester = requested_by(Requester::process(9, 0));
             assert_eq!(context(), (9.into(), Value::Null, Value::Null));
         }
         assert_eq!(context(), nothing);

@@ -1,12 +1,12 @@
-//! The destination of audit records. The first that accepts a record gets it: a file, the system's
-//! log, standard error; or, if the system's log was asked for: that, the file in the state
-//! directory, standard error.
+//! The destinations of audit records. A record is written to the first one that accepts it: a file,
+//! the system's log, standard error; or, if the system's log was requested: that log, the file in
+//! the state directory, standard error.
 //!
 //! The file is opened for each record and not kept open. Records are rare, a file that was renamed,
 //! removed or temporarily unwritable needs no special handling, and its filesystem can be remounted
 //! read-only. A record is one `write` to the end of the file (`O_APPEND`), which writes of other
-//! processes do not split. A file that ends in the middle of a record, because the disk or a size
-//! limit was reached, is recognised by its last byte: the next writer, in whatever process, ends
+//! processes do not split. If the disk was full or a size limit was reached, the file may end in
+//! the middle of a record, which its last byte shows. Then the next writer, in any process, ends
 //! that line first. A failure to write a record is logged as an error, once until it is resolved.
 
 use std::fs::File;
@@ -26,19 +26,24 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 const FILE_NAME: &str = "audit.log";
 
 /// How long a record waits for the reader of the system's log.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SYSTEM_LOG_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Approximate time for writing a record.
-const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
+/// Time within which a record is normally written.
+const WRITE_TIME: Duration = Duration::from_millis(2);
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Destination {
     /// A file, which is created if it is missing.
     File(PathBuf),
-    /// The audit file in a state directory. The directory is one only if it contains the file of
-    /// the second name, so a directory that was named by mistake stays unchanged.
-    StateDirectory(PathBuf, &'static str),
+    /// The audit file in a state directory. A directory without the file `marker` is not one, so a
+    /// directory that was named by mistake stays unchanged.
+    StateDirectory {
+        /// The directory.
+        dir: PathBuf,
+        /// Name of a file that every state directory contains.
+        marker: &'static str,
+    },
     /// The system's log, facility `auth`.
     SystemLog,
 }
@@ -47,7 +52,7 @@ impl Destination {
     fn path(&self) -> Option<PathBuf> {
         match self {
             Self::File(path) => Some(path.clone()),
-            Self::StateDirectory(dir, _) => Some(dir.join(FILE_NAME)),
+            Self::StateDirectory { dir, .. } => Some(dir.join(FILE_NAME)),
             Self::SystemLog => None,
         }
     }
@@ -56,7 +61,7 @@ impl Destination {
 #[derive(Debug)]
 struct Sink {
     destination: Destination,
-    /// Used if the system's log was asked for and does not accept a record.
+    /// Used if the system's log was requested and does not accept a record.
     fallback: Option<Destination>,
     system: SystemLog,
     /// A failure to write the file was logged.
@@ -68,7 +73,7 @@ struct Sink {
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
 pub(super) fn start(destination: Destination, fallback: Destination) {
-    let system = SystemLog::new(Facility::Auth).patient(PATIENCE);
+    let system = SystemLog::new(Facility::Auth).patient(SYSTEM_LOG_TIMEOUT);
     let mut sink = Sink::new(destination, system);
     sink.fallback = Some(fallback);
     *SINK.write() = Some(sink);
@@ -82,7 +87,7 @@ pub(super) fn file() -> Option<PathBuf> {
     SINK.read().as_ref()?.destination.path()
 }
 
-/// Writes a line about something that was refused or done.
+/// Writes a record. Refusals to a user without a state directory go to the system's log.
 pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
         match is_refusal && sink.has_no_state() {
@@ -105,11 +110,11 @@ impl Sink {
 
     /// True if there is no state directory: nothing of this user is audited yet.
     fn has_no_state(&self) -> bool {
-        let Destination::StateDirectory(dir, has) = &self.destination else {
+        let Destination::StateDirectory { dir, marker } = &self.destination else {
             return false;
         };
-        let found = std::fs::metadata(dir.join(has));
-        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        let metadata = std::fs::metadata(dir.join(marker));
+        metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Sends a line to the system's log, if there is one.
@@ -123,8 +128,8 @@ impl Sink {
                 Ok(()) => return self.is_failing.store(false, Ordering::Relaxed),
                 Err(error) if !self.is_failing.swap(true, Ordering::Relaxed) => tracing::error!(
                     %error,
-                    "the audit cannot be written to {}: it goes to the system's log, or to \
-                     standard error where there is none",
+                    "the audit cannot be written to {}: it is written to the system's log, or to \
+                     standard error if there is none",
                     path.display()
                 ),
                 Err(_) => {}
@@ -149,38 +154,39 @@ impl Sink {
     ) {
         let fallback = self.fallback.as_ref();
         let fallback = fallback.and_then(|fallback| Some((fallback, fallback.path()?)));
-        let kept = fallback.filter(|(fallback, path)| append(fallback, path, line).is_ok());
-        let goes_to = match &kept {
+        let accepted = fallback.filter(|(fallback, path)| append(fallback, path, line).is_ok());
+        let written_to = match &accepted {
             Some((_, path)) => path.display().to_string(),
             None => "standard error".to_owned(),
         };
-        if kept.is_none() {
+        if accepted.is_none() {
             let _ = last_resort.write_all(line);
         }
         if !self.is_system_log_failing.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 %error,
-                "the system's log does not take the audit: it goes to {goes_to}"
+                "the system's log does not accept the audit: it is written to {written_to}"
             );
         }
     }
 }
 
 fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()> {
-    if let Destination::StateDirectory(dir, has) = destination {
-        std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                io::Error::new(error.kind(), format!("there is no {has} in its directory"))
-            }
+    if let Destination::StateDirectory { dir, marker } = destination {
+        std::fs::metadata(dir.join(marker)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::new(
+                error.kind(),
+                format!("there is no {marker} in its directory"),
+            ),
             _ => error,
         })?;
     }
     let mut file = open_to_append(path)?;
-    let ended;
+    let after_newline;
     let bytes = match is_torn(&file) {
         true => {
-            ended = [b"\n", line].concat();
-            &ended
+            after_newline = [b"\n", line].concat();
+            &after_newline
         }
         false => line,
     };
@@ -200,7 +206,7 @@ fn is_torn(file: &File) -> bool {
     };
     // A record that is being written grows page by page; a torn one stays as it is. A wrong
     // decision only leaves an empty line.
-    std::thread::sleep(WRITTEN_WITHIN);
+    std::thread::sleep(WRITE_TIME);
     within() == Some(end)
 }
 
@@ -261,7 +267,7 @@ mod tests {
 
     /// The torn record was written by another process, or by one that no longer exists.
     #[test]
-    fn a_record_after_a_torn_one_begins_a_line() {
+    fn a_record_after_a_torn_one_starts_on_a_new_line() {
         let setup = Setup::new("audit");
         for (before, after) in [("", ""), ("one\n", "one\n"), ("one\ntw", "one\ntw\n")] {
             std::fs::write(setup.path("audit"), before).unwrap();
@@ -272,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_the_file_does_not_accept_go_elsewhere() {
+    fn records_that_the_file_does_not_accept_are_written_elsewhere() {
         let setup = Setup::new("missing/audit");
         let mut errors = Vec::new();
         setup.sink.write(b"one\n", &mut errors);
@@ -298,12 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn records_that_the_system_log_does_not_accept_go_to_the_state_directory() {
+    fn records_that_the_system_log_does_not_accept_are_written_to_the_state_directory() {
         let setup = Setup::new("");
         let system = SystemLog::at(&setup.path("log"), Facility::Auth);
         let mut sink = Sink::new(Destination::SystemLog, system);
         let dir = setup.dir.path().to_path_buf();
-        sink.fallback = Some(Destination::StateDirectory(dir, "state"));
+        sink.fallback = Some(Destination::StateDirectory {
+            dir,
+            marker: "state",
+        });
         let mut errors = Vec::new();
         sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
@@ -321,7 +330,10 @@ mod tests {
     fn a_directory_that_is_no_state_directory_is_unchanged() {
         let setup = Setup::new("");
         let dir = setup.dir.path().to_path_buf();
-        let destination = Destination::StateDirectory(dir, "state");
+        let destination = Destination::StateDirectory {
+            dir,
+            marker: "state",
+        };
         let sink = Sink::new(
             destination,
             SystemLog::at(&setup.path("log"), Facility::Auth),

@@ -12,7 +12,7 @@
 //! | `contents` | pages of objects, on the disk |
 //! | `checkpoints` | whether the checkpoints of the metadata could be used |
 //! | `paths` | nothing: looks up the paths of findings |
-//! | `repair` | nothing: repairs what can be repaired without losing anything |
+//! | `repair`, `name_changes` | nothing: repairs what can be repaired without losing anything |
 //!
 //! The check reads one commit through its own access to the database ([`Stored`]), past every cache
 //! and without writing a byte. A volume stays in use while it is checked: its newest commit is
@@ -28,6 +28,7 @@ mod contents;
 mod history;
 mod inodes;
 mod lists;
+mod name_changes;
 mod names;
 mod objects;
 mod paths;

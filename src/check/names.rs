@@ -196,8 +196,8 @@ impl Run<'_> {
         }
     }
 
-    /// True if a view sees another name of the directory at the same position. Names are read in the
-    /// order of positions, so only those at the last position are compared.
+    /// True if a view sees another name of the directory at the same position. Names are read in
+    /// the order of positions, so only those at the last position are compared.
     fn shares_position(&mut self, group: &Group, named: &DirentKey<'_>) -> bool {
         let seen_by = group.present().map(|(version, _)| version.seen_by.clone());
         let seen_by: Vec<_> = seen_by.filter(|seen_by| !seen_by.is_empty()).collect();

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::name_changes::{NameChange, NameChanges};
 use super::names::dirent_key;
 use super::report::{Finding, Kind, Report};
 use super::stream::{Group, Groups, Version, ViewRange, Views};
@@ -132,13 +133,6 @@ struct DirectoryName {
     /// The name's logical key.
     logical: Vec<u8>,
     seen_by: ViewRange,
-}
-
-/// A change of a name.
-#[derive(Clone, Copy)]
-enum NameChange {
-    Remove,
-    SetKind(FileKind),
 }
 
 impl<'a> Repairer<'a> {
@@ -286,10 +280,10 @@ impl<'a> Repairer<'a> {
                 at_least,
                 seen_by,
             } => amend(ino, seen_by, &|inode| {
-                inode.size = inode.size.max(*at_least)
+                inode.size = inode.size.max(*at_least);
             })?,
             RepairAction::GiveName { ino } | RepairAction::LeaveCycle { ino } => {
-                self.give_name(*ino)?
+                self.give_name(*ino)?;
             }
             RepairAction::CreateInode { ino, size, seen_by } if seen_by.contains(&views.live()) => {
                 let record = recovered_inode(FileKind::Regular, *size);
@@ -621,76 +615,4 @@ fn corrections(repair: &RepairAction) -> Corrections {
         _ => {}
     }
     to
-}
-
-/// All changes of names in one round, each with the views that it concerns.
-struct NameChanges {
-    /// Inodes that lose the names that lead to them.
-    of: BTreeMap<Ino, ViewRange>,
-    /// Inodes that lose the names in them.
-    within: BTreeMap<Ino, ViewRange>,
-    /// Inodes of which the names are to record this kind.
-    kind: BTreeMap<Ino, (FileKind, ViewRange)>,
-    /// Directories that keep one name, with the parent in which the name is preferred.
-    one: BTreeMap<Ino, (Ino, ViewRange)>,
-}
-
-impl NameChanges {
-    fn of(repairs: &[RepairAction], views: &Views) -> Self {
-        let mut this = Self {
-            of: BTreeMap::new(),
-            within: BTreeMap::new(),
-            kind: BTreeMap::new(),
-            one: BTreeMap::new(),
-        };
-        let live = views.live()..views.live() + 1;
-        for repair in repairs {
-            match repair.clone() {
-                RepairAction::RemoveNamesOf { ino, seen_by } => drop(this.of.insert(ino, seen_by)),
-                RepairAction::LeaveCycle { ino } => drop(this.of.insert(ino, live.clone())),
-                RepairAction::RemoveNamesIn { ino, seen_by } => {
-                    drop(this.within.insert(ino, seen_by))
-                }
-                RepairAction::SetKindInNames { ino, kind, seen_by } => {
-                    this.kind.insert(ino, (kind, seen_by));
-                }
-                RepairAction::KeepOneName {
-                    ino,
-                    parent,
-                    seen_by,
-                } if seen_by.contains(&views.live()) => {
-                    this.one.insert(ino, (parent, seen_by));
-                }
-                _ => {}
-            }
-        }
-        this
-    }
-
-    fn is_empty(&self) -> bool {
-        self.of.is_empty() && self.within.is_empty() && self.kind.is_empty() && self.one.is_empty()
-    }
-
-    /// The change of a name in `parent` that leads to `ino`, and the views that it concerns.
-    fn change_of(
-        &self,
-        parent: Ino,
-        ino: Ino,
-        version: &Version,
-    ) -> Option<(&ViewRange, NameChange)> {
-        let overlaps = |seen_by: &ViewRange| {
-            seen_by.start.max(version.seen_by.start) < seen_by.end.min(version.seen_by.end)
-        };
-        let removal = self.of.get(&ino).filter(|seen_by| overlaps(seen_by));
-        let removal =
-            removal.or_else(|| self.within.get(&parent).filter(|seen_by| overlaps(seen_by)));
-        if let Some(seen_by) = removal {
-            return Some((seen_by, NameChange::Remove));
-        }
-        let (kind, seen_by) = self
-            .kind
-            .get(&ino)
-            .filter(|(_, seen_by)| overlaps(seen_by))?;
-        Some((seen_by, NameChange::SetKind(*kind)))
-    }
 }

@@ -39,7 +39,10 @@ impl KeystoreArg {
 
 /// Starts the audit: to the chosen destination, else to the directory of the platform keystore.
 pub(super) fn start_audit(chosen: Option<Destination>, keystore_dir: &Path) {
-    let default = Destination::StateDirectory(keystore_dir.to_path_buf(), keystore::IDENTITY);
+    let default = Destination::StateDirectory {
+        dir: keystore_dir.to_path_buf(),
+        marker: keystore::IDENTITY,
+    };
     let destination = chosen.unwrap_or_else(|| default.clone());
     audit::start(destination, default, Requester::this_process());
 }

@@ -255,14 +255,14 @@ fn volume_errors() -> Vec<VolumeError> {
 fn stream_errors() -> Vec<StreamError> {
     each! {
         StreamError::NotAnExport => StreamError::NotAnExport;
-        StreamError::NewerFormat { .. } => StreamError::NewerFormat { found: 9, supported: 2 };
-        StreamError::OlderFormat { .. } => StreamError::OlderFormat { found: 1, supported: 2 };
+        StreamError::NewerFormat { .. } => StreamError::NewerFormat { format: 9, supported: 2 };
+        StreamError::OlderFormat { .. } => StreamError::OlderFormat { format: 1, supported: 2 };
         StreamError::UnknownFeatures(_) => StreamError::UnknownFeatures("x".to_owned());
         StreamError::HeaderInvalid(_) => StreamError::HeaderInvalid("x".to_owned());
         StreamError::HeaderTampered => StreamError::HeaderTampered;
-        StreamError::CutOff { .. } => StreamError::CutOff { within: "x" };
+        StreamError::Truncated { .. } => StreamError::Truncated { within: "x" };
         StreamError::OutOfOrder { .. } => StreamError::OutOfOrder {
-            wanted: String::new(), found: String::new(),
+            wanted: String::new(), actual: String::new(),
         };
         StreamError::Tampered { .. } => StreamError::Tampered { what: "x" };
         StreamError::Trailing => StreamError::Trailing;
@@ -272,7 +272,7 @@ fn stream_errors() -> Vec<StreamError> {
         };
         StreamError::Downgraded => StreamError::Downgraded;
         StreamError::WrongCustomerKey { .. } => StreamError::WrongCustomerKey {
-            given: String::new(), found: String::new(), wanted: String::new(),
+            given: String::new(), fingerprint: String::new(), wanted: String::new(),
         };
         StreamError::Io { .. } =>
             StreamError::Io { doing: "x", source: io_error() },

@@ -41,8 +41,8 @@ pub trait Privileges {
     fn sees_trusted(&self) -> bool;
 }
 
-/// A caller of which only the ids are known: uid 0 has all capabilities, and every caller is treated
-/// as a member of every group and as an owner.
+/// A caller of which only the ids are known: uid 0 has all capabilities, and every caller is
+/// treated as a member of every group and as an owner.
 impl Privileges for Caller {
     fn keeps_set_ids(&self) -> bool {
         self.uid == 0

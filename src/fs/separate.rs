@@ -20,7 +20,8 @@ impl Filesystem {
         let file = volume
             .store
             .open(&StorePath::new(META_NAME), OpenMode::Read)?;
-        // Writes of the database when it opens stay in memory: an attempt that fails changes nothing.
+        // Writes of the database when it opens stay in memory: an attempt that fails changes
+        // nothing.
         let file: Arc<dyn StoreFile> = Arc::new(ScratchFile::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let meta = Meta::open(file, meta_cache_bytes)?;

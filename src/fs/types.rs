@@ -19,8 +19,8 @@ impl NodeId {
     /// The live root directory; FUSE fixes it at 1.
     pub const ROOT: Self = Self(1);
 
-    /// Joins a view and an inode. `None` for an inode number that no file has: truncated to 41 bits,
-    /// it would be another file's.
+    /// Joins a view and an inode. `None` for an inode number that no file has: truncated to 41
+    /// bits, it would be another file's.
     pub const fn new(view: ViewId, ino: Ino) -> Option<Self> {
         if ino.is_valid() {
             Some(Self(((view.0 as u64) << INO_BITS) | ino.0))

@@ -43,7 +43,10 @@ impl MountInfo {
 ///
 /// # Errors
 /// The mount table cannot be read.
-pub(crate) fn with_source(users: &[u32], matches: impl Fn(&Path) -> bool) -> io::Result<Vec<MountInfo>> {
+pub(crate) fn with_source(
+    users: &[u32],
+    matches: impl Fn(&Path) -> bool,
+) -> io::Result<Vec<MountInfo>> {
     let mut mounts = MountInfo::all()?;
     mounts.retain(|mount| {
         mount.is_ours()

@@ -1,8 +1,8 @@
 //! Credentials of the calling process that a request does not carry: from `/proc/PID/status`
 //! (proc_pid_status(5)), `/proc/PID/ns/user` and `/proc/PID/uid_map` (user_namespaces(7)).
 //!
-//! The caller waits for the reply, so its pid is not reused meanwhile. The credentials are looked up
-//! at most once for a request, and only if they decide something. For a process that cannot be
+//! The caller waits for the reply, so its pid is not reused meanwhile. The credentials are looked
+//! up at most once for a request, and only if they decide something. For a process that cannot be
 //! looked up (hidden `/proc`, another pid namespace) only its ids are known: uid 0 then has all
 //! capabilities.
 

@@ -2,8 +2,8 @@
 //!
 //! With writeback, a write(2) returns when the kernel has the bytes. The kernel sends them much
 //! later, and if there is no space for them then, no process gets the error. So such a file is
-//! marked here, and its attributes are invalidated in the kernel. Before the kernel accepts the next
-//! write it asks for them, passing the open file, and an error there becomes the error of that
+//! marked here, and its attributes are invalidated in the kernel. Before the kernel accepts the
+//! next write it asks for them, passing the open file, and an error there becomes the error of that
 //! write. For stat(2), reads and seeks the kernel does not pass the open file, so they still work.
 //!
 //! The offset of the next write is not known: it may overwrite existing bytes, for which there is

@@ -6,21 +6,21 @@
 //! - Under any other customer key or keystore they are *re-sealed* under the new volume's own key
 //!   set, page by page ([`super::reseal`]). It contains no data key of the source.
 //!
-//! Whether a keystore is the source's is decided by its keys. Its id is not secret, so anybody who
+//! A keystore is the source's if it has the source's keys. Its id is not secret, so any user who
 //! can request a deployment could create a keystore that claims to be the source's.
 //!
 //! Order of writes. The caller has raised `frozen` of the source to the image's generation,
-//! durably: from then on the source writes nothing of it in place. In the new volume
+//! durably: from then on the source writes no object of the image in place. In the new volume
 //! ([`crate::volume`]): the lock with its mark; folders and objects; the metadata, in one
 //! transaction; then everything is synced; then the superblock; then the keystore's record; then
 //! the mark is removed.
 //!
-//! A power cut leaves the source as it is (links to its objects count for nothing, and `frozen`
-//! costs it a new part for what it writes next). It leaves the target either complete, or without a
-//! superblock and with the mark: then the next attempt removes it first.
+//! After a power cut the source is as it was: further links to its objects do not matter to it, and
+//! because of `frozen` its next write of a chunk begins a new part. The target is either complete,
+//! or it has the mark and no superblock; then the next attempt removes it first.
 //!
-//! Only objects that records name are taken over. Inherited objects keep their folders and names,
-//! so that a record is valid in both volumes; re-sealed objects get new ones.
+//! Only objects that records name are inherited. They keep their folders and names, so that a
+//! record is valid in both volumes; re-sealed objects get new ones.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -143,7 +143,7 @@ pub fn deploy(
         provenance: Provenance {
             volume: source.volume.header.volume_id(),
             image: source.image.to_owned(),
-            // Otherwise its contents were chosen by someone other than its holder.
+            // If it does not inherit, its contents were chosen by someone other than its holder.
             foreign: source.volume.header.is_foreign() || !inherits,
         },
     };
@@ -154,26 +154,33 @@ pub fn deploy(
         size_bytes: (limit_bytes > 0).then_some(limit_bytes),
         inherited: Some(&inheritance),
     };
-    let mut made = (TargetObjects::default(), Copied::default());
+    let mut filled = Filled::default();
     let created = create_volume(target, &new_volume, &mut |fresh| {
-        made = match inherits {
+        filled = match inherits {
             true => inherit(source, fresh, progress)?,
             false => reseal(source, fresh, progress)?,
         };
         Ok(())
     });
     let volume = created.map_err(ImageError::from_create_error)?;
-    let (taken, copied) = made;
+    let Filled { objects, records } = filled;
     Ok(Deployed {
         volume,
-        objects: taken.linked + taken.reflinked + taken.copied + taken.resealed,
-        linked: taken.linked,
-        reflinked: taken.reflinked,
-        copied: taken.copied,
-        resealed: taken.resealed,
-        inodes: copied.inodes,
-        bytes: copied.used_pages * PAGE_BYTES as u64,
+        objects: objects.linked + objects.reflinked + objects.copied + objects.resealed,
+        linked: objects.linked,
+        reflinked: objects.reflinked,
+        copied: objects.copied,
+        resealed: objects.resealed,
+        inodes: records.inodes,
+        bytes: records.used_pages * PAGE_BYTES as u64,
     })
+}
+
+/// The contents of the new volume.
+#[derive(Default)]
+struct Filled {
+    objects: TargetObjects,
+    records: Copied,
 }
 
 impl ImageError {
@@ -189,7 +196,9 @@ impl ImageError {
     }
 }
 
-/// Writes the new volume's metadata; `parts` handles the objects.
+/// Writes the new volume's metadata. `frozen`: its objects are shared with the source, so that it
+/// must not write them in place. `parts` is called with the parts of each chunk, and returns those
+/// of the new volume.
 fn copy_metadata(
     source: &Source<'_>,
     fresh: &FreshVolume,
@@ -199,7 +208,7 @@ fn copy_metadata(
     let file = fresh
         .store
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
-        .map_err(ImageError::io("cannot make the metadata file"))?;
+        .map_err(ImageError::io("cannot create the metadata file"))?;
     let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
     let limit_bytes = fresh.size_bytes.unwrap_or(0);
     let options = CopyOptions {
@@ -217,26 +226,26 @@ fn copy_metadata(
     Ok(copied)
 }
 
-/// Takes over the source's objects as they are. Everything is durable on return, except for the
-/// names at the top of the volume.
+/// Links or copies the source's objects as they are. Everything is durable on return, except for
+/// the names at the top of the volume.
 fn inherit(
     source: &Source<'_>,
     fresh: &FreshVolume,
     progress: &dyn Progress,
-) -> Result<(TargetObjects, Copied), ImageError> {
+) -> Result<Filled, ImageError> {
     let target = &*fresh.store;
-    let mut made = TargetObjects::default();
-    let copied = copy_metadata(source, fresh, true, &mut |_, parts| {
+    let mut objects = TargetObjects::default();
+    let records = copy_metadata(source, fresh, true, &mut |_, parts| {
         super::check_cancelled(progress)?;
         for part in &parts {
-            made.adopt(&*source.volume.store, target, part.id.name)?;
+            objects.adopt(&*source.volume.store, target, part.id.name)?;
         }
         let pages = taken(&parts, &PageSet::new()).len();
         progress.advance(u64::from(pages) * PAGE_BYTES as u64);
         Ok(parts)
     })?;
-    made.sync(target)?;
-    Ok((made, copied))
+    objects.sync(target)?;
+    Ok(Filled { objects, records })
 }
 
 /// Seals everything in the image under the new volume's own key set. Everything is durable on
@@ -245,29 +254,29 @@ fn reseal(
     source: &Source<'_>,
     fresh: &FreshVolume,
     progress: &dyn Progress,
-) -> Result<(TargetObjects, Copied), ImageError> {
-    let objects = SourceObjects::of(source.volume);
+) -> Result<Filled, ImageError> {
+    let from = SourceObjects::of(source.volume);
     let target = &*fresh.store;
     let work: &Work<'_, (VisibleChunk, Part), bool> =
-        &|scratch, (chunk, part)| write_object(&objects, &chunk, fresh, &part, progress, scratch);
-    let mut made = TargetObjects::default();
+        &|scratch, (chunk, part)| write_object(&from, &chunk, fresh, &part, progress, scratch);
+    let mut objects = TargetObjects::default();
     let mut names = FreshNames::new(fresh.keys.active().epoch);
-    let most_pages = match fresh.size_bytes {
+    let pages_max = match fresh.size_bytes {
         Some(bytes) if bytes > 0 => pages_of_capacity(bytes),
         _ => u64::MAX,
     };
     let (mut pages, mut unsynced) = (0, false);
-    let copied = with_workers(work, |workers| {
-        let copied = copy_metadata(source, fresh, false, &mut |chunk, parts| {
+    let records = with_workers(work, |workers| {
+        let records = copy_metadata(source, fresh, false, &mut |chunk, parts| {
             super::check_cancelled(progress)?;
             let part = names.part_for(&parts)?;
             pages += u64::from(part.pages.len());
             // Pages beyond the size are counted, for the error, and not written.
-            if pages <= most_pages {
-                made.folder(target, part.id.name.folder)?;
-                made.resealed += 1;
+            if pages <= pages_max {
+                objects.create_folder(target, part.id.name.folder)?;
+                objects.resealed += 1;
                 let chunk = VisibleChunk::of(&chunk, &parts);
-                objects.will_need(&chunk);
+                from.will_need(&chunk);
                 workers.submit((chunk, part.clone()), &mut |durable| {
                     unsynced |= !durable;
                     Ok(())
@@ -279,11 +288,11 @@ fn reseal(
             unsynced |= !durable;
             Ok(())
         })?;
-        Ok(copied)
+        Ok(records)
     })?;
-    made.unsynced = unsynced;
-    made.sync(target)?;
-    Ok((made, copied))
+    objects.unsynced = unsynced;
+    objects.sync(target)?;
+    Ok(Filled { objects, records })
 }
 
 /// Seals one chunk into an object of the new volume. True if its bytes are durable already.
@@ -317,7 +326,7 @@ fn write_object(
     if fresh.store.sync_policy().is_at_once() {
         return Ok(false);
     }
-    // After it is closed and opened again, it may not report a failed write.
+    // A file that was closed and opened again may not report a failed write.
     object.sync().map_err(failed)?;
     Ok(true)
 }
@@ -336,34 +345,38 @@ struct TargetObjects {
 
 impl TargetObjects {
     /// Creates a folder of objects if it does not exist yet.
-    fn folder(&mut self, target: &dyn Store, folder: FolderNumber) -> Result<(), ImageError> {
+    fn create_folder(
+        &mut self,
+        target: &dyn Store,
+        folder: FolderNumber,
+    ) -> Result<(), ImageError> {
         if self.folders.insert(folder) {
             target
                 .create_dir(&folder_path(folder))
-                .map_err(ImageError::io("cannot make a folder of objects"))?;
+                .map_err(ImageError::io("cannot create a folder of objects"))?;
         }
         Ok(())
     }
 
-    /// Takes over one object under the same name.
+    /// Links or copies one object, under the same name.
     fn adopt(
         &mut self,
         source: &dyn Store,
         target: &dyn Store,
         object: ObjectName,
     ) -> Result<(), ImageError> {
-        self.folder(target, object.folder)?;
+        self.create_folder(target, object.folder)?;
         let path = object_path(object);
-        let waits = target.sync_policy().is_at_once();
+        let is_synced_later = target.sync_policy().is_at_once();
         match target.adopt(source, &path, &path) {
             Ok(Adopted::Linked) => self.linked += 1,
             Ok(Adopted::Reflinked) => {
                 self.reflinked += 1;
-                self.unsynced |= waits;
+                self.unsynced |= is_synced_later;
             }
             Ok(Adopted::Copied) => {
                 self.copied += 1;
-                self.unsynced |= waits;
+                self.unsynced |= is_synced_later;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(ImageError::MissingObject { object });

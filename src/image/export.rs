@@ -2,14 +2,13 @@
 //!
 //! The image's records are copied into a fresh `meta`, as for a deployed volume, in which every
 //! chunk has one fresh object. Then the pages of these objects are re-sealed from the image's
-//! ([`super::reseal`]). No key set of the volume is in the stream: whoever opens it has what was
-//! exported, and nothing else of the volume, not even what is written there later. Every page is
-//! opened through both layers on the way, so a damaged image is noticed where it can still be
-//! repaired. No plaintext and no byte under only one layer is ever written, here or into the
-//! stream.
+//! ([`super::reseal`]). No key set of the volume is in the stream: a recipient who can open it gets
+//! the exported image and no other data of the volume, now or later. Every page is opened through
+//! both layers first, so damage of the image is noticed while it can still be repaired. No
+//! plaintext and no byte under only one layer is ever written, here or into the stream.
 //!
-//! The fresh `meta` is a file in the volume's directory that is unlinked as soon as it is created;
-//! its name is one that opening a volume removes.
+//! The fresh `meta` is a file in the volume's directory that is unlinked as soon as it is created.
+//! If that fails, opening the volume removes a file of that name.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -47,7 +46,7 @@ use crate::volume::{KeyMode, META_NAME, Volume, VolumeError};
 /// Number of a stream's only key set.
 const EPOCH: Epoch = Epoch(1);
 /// Strides that are processed at a time.
-pub(super) const RUN_STRIDES: u64 = 256;
+pub(super) const STRIDES_AT_A_TIME: u64 = 256;
 /// Cache of a database that is read once, in bytes.
 pub(super) const CACHE_BYTES: usize = 4 << 20;
 
@@ -57,7 +56,7 @@ pub enum Transport {
     /// The platform keystore: the destination must have the same.
     #[default]
     Keystore,
-    /// Whoever knows a passphrase.
+    /// All who know a passphrase.
     Passphrase(PassphraseSource),
 }
 
@@ -134,7 +133,7 @@ fn export_unaudited(
     let mac_keys = ExportKeys::derive(export, &set).map_err(|_| keys_not_derivable())?;
 
     let meta = CryptoId::random().map_err(key_random)?;
-    let copy = TransportedMeta::make(source, Arc::clone(&set), meta, progress)?;
+    let copy = TransportedMeta::create(source, Arc::clone(&set), meta, progress)?;
     let header = ExportHeader {
         features: Vec::new(),
         export,
@@ -229,14 +228,14 @@ struct TransportedMeta {
 
 impl TransportedMeta {
     /// Copies the records, with fresh parts whose pages are sealed later.
-    fn make(
+    fn create(
         source: &Source<'_>,
         set: Arc<KeySet>,
         crypto: CryptoId,
         progress: &dyn Progress,
     ) -> Result<Self, ImageError> {
         let file = create_unlinked_file(&*source.volume.store).map_err(ImageError::io(
-            "cannot make a file for the image's metadata",
+            "cannot create a file for the image's metadata",
         ))?;
         let sealed = MetaFile::create(Arc::clone(&file), &set, crypto)?;
         let options = CopyOptions {
@@ -250,23 +249,23 @@ impl TransportedMeta {
                 super::check_cancelled(progress)?;
                 Ok::<_, ImageError>(vec![names.part_for(&parts)?])
             })?;
-        // An import would refuse it, and here it can still be repaired.
+        // An import would refuse inconsistent metadata, and here it can still be repaired.
         let sealed = MetaFile::open(Arc::clone(&file), &set, crypto)?;
         ImageError::check_consistent(check::compare_metadata(sealed, source.volume))?;
         Ok(Self { file, set, crypto })
     }
 
-    /// Opens it for reading. What the database writes to its file meanwhile does not matter.
+    /// Opens it for reading. Writes of the database to its file do no harm.
     fn open(&self) -> Result<Meta, ImageError> {
         let sealed = MetaFile::open(Arc::clone(&self.file), &self.set, self.crypto)?;
         Ok(Meta::open(sealed, CACHE_BYTES)?)
     }
 
-    /// Counts what follows in the stream; leaves the file as it is to be sent.
+    /// Counts the sections that follow in the stream. Afterwards the file is as it is to be sent.
     fn counts(&self) -> Result<Counts, ImageError> {
         let (mut objects, mut pages) = (0, 0);
         let meta = self.open()?;
-        each_part(&meta, &mut |_, part| {
+        visit_parts(&meta, &mut |_, part| {
             objects += 1;
             pages += u64::from(part.pages.len());
             Ok(())
@@ -286,10 +285,10 @@ impl TransportedMeta {
         progress: &dyn Progress,
     ) -> Result<(), ImageError> {
         let strides = stream.meta()?;
-        let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];
+        let mut buffer = vec![0; STRIDES_AT_A_TIME as usize * META_STRIDE_BYTES];
         let mut next = 0;
         while next < strides {
-            let count = (strides - next).min(RUN_STRIDES);
+            let count = (strides - next).min(STRIDES_AT_A_TIME);
             let bytes = &mut buffer[..count as usize * META_STRIDE_BYTES];
             let read = self.file.read_at(bytes, next * META_STRIDE_BYTES as u64);
             if read.map_err(ImageError::io(READING))? < bytes.len() {
@@ -306,13 +305,20 @@ impl TransportedMeta {
 
 const READING: &str = "cannot read the image's metadata";
 
+/// The fields of an object's section header.
+struct ObjectHeader {
+    name: ObjectName,
+    /// Number of its pages.
+    pages: u32,
+}
+
 /// A run of pages to re-seal.
 struct PageRun {
     chunk: Arc<VisibleChunk>,
     sealer: Arc<PageSealer>,
     pages: Range<u32>,
-    /// The object that is announced before its first run.
-    object: Option<(ObjectName, u32)>,
+    /// The section header of the object, before its first run.
+    header: Option<ObjectHeader>,
     /// The buffer for the sealed pages.
     buffer: Vec<u8>,
 }
@@ -338,8 +344,8 @@ fn send_objects(
         let buffers = RefCell::new(Vec::new());
         let mut put = |run: PageRun| {
             super::check_cancelled(progress)?;
-            if let Some((name, pages)) = run.object {
-                stream.object(name, pages)?;
+            if let Some(header) = run.header {
+                stream.object(header.name, header.pages)?;
             }
             let bytes = run.pages.len() * PAGE_BYTES;
             stream.put(&run.buffer[..bytes])?;
@@ -347,19 +353,22 @@ fn send_objects(
             buffers.borrow_mut().push(run.buffer);
             Ok(())
         };
-        each_part(meta, &mut |chunk, part| {
+        visit_parts(meta, &mut |chunk, part| {
             let visible = Arc::new(visible_in(source, chunk)?);
             objects.will_need(&visible);
             let sealer = Arc::new(PageSealer::new(set, part.id.crypto));
-            let mut object = Some((part.id.name, part.pages.len()));
+            let mut header = Some(ObjectHeader {
+                name: part.id.name,
+                pages: part.pages.len(),
+            });
             for pages in page_runs(&part.pages, 0..CHUNK_PAGES) {
-                let kept = buffers.borrow_mut().pop();
+                let reused = buffers.borrow_mut().pop();
                 let run = PageRun {
                     chunk: Arc::clone(&visible),
                     sealer: Arc::clone(&sealer),
                     pages,
-                    object: object.take(),
-                    buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
+                    header: header.take(),
+                    buffer: reused.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
                 };
                 workers.submit(run, &mut put)?;
             }
@@ -381,15 +390,15 @@ fn visible_in(source: &Source<'_>, chunk: CopiedChunk) -> Result<VisibleChunk, I
 
 /// Calls `visit` with every chunk that has objects, and each of its parts, in the order of the
 /// stream: by inode and chunk.
-pub(super) fn each_part(
+pub(super) fn visit_parts(
     records: &dyn Records,
     visit: &mut dyn FnMut(CopiedChunk, &Part) -> Result<(), ImageError>,
 ) -> Result<(), ImageError> {
-    const AT_A_TIME: usize = 256;
+    const ROWS_AT_A_TIME: usize = 256;
     let mut low = Vec::new();
     let mut file = None;
     loop {
-        let rows = records.read_rows(Table::Extent, &low, &[0xFF; 9], AT_A_TIME)?;
+        let rows = records.read_rows(Table::Extent, &low, &[0xFF; 9], ROWS_AT_A_TIME)?;
         for (key, value) in &rows {
             let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
             let ExtentRecord::Parts { parts, .. } = record else {
@@ -421,7 +430,7 @@ pub(super) fn each_part(
 /// removes. On a read-only medium it is in memory.
 pub(super) fn create_unlinked_file(store: &dyn Store) -> io::Result<Arc<dyn StoreFile>> {
     static NAME: Mutex<()> = Mutex::new(());
-    let _one = NAME.lock();
+    let _guard = NAME.lock();
     let path = StorePath::new(&format!("{META_NAME}.new"));
     let file = match store.open(&path, OpenMode::CreateNew) {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {

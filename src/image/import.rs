@@ -1,14 +1,14 @@
 //! Importing an image: a new volume out of a stream.
 //!
-//! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
-//! written. Then the volume is made ([`crate::volume::create_volume`]) with the stream's key set as
-//! a read-only one and a fresh active set: whoever can open the stream has what was exported, and
-//! nothing that is written here later. The stream's `meta` goes into an unlinked file, its records
-//! into the volume's own, and the objects come under the names that the records give them. Every
-//! page is verified under both layers before it is written. Then the end mark has to vouch for
-//! everything, and what the volume's own metadata say is compared as [`crate::check`] does; only
-//! after that the superblock is written. A failure before that removes what was created, and what a
-//! power cut leaves is removed by the next attempt.
+//! Before anything is written, the header is parsed, its keys are unwrapped, and its MAC is
+//! verified. Then the volume is created ([`crate::volume::create_volume`]) with the stream's key
+//! set as a read-only one and a fresh active set: with the stream's keys, no data can be read that
+//! is written here later. The stream's `meta` is written to an unlinked file, its records are
+//! copied into the volume's own `meta`, and the objects get the names that the records contain.
+//! Every page is verified under both layers before it is written. Then the end mark must
+//! authenticate the whole stream, and the new metadata must be consistent, as [`crate::check`]
+//! defines it. Only after that the superblock is written. After an earlier failure everything that
+//! was created is removed; after a power cut the next attempt removes it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::export::{RUN_STRIDES, create_unlinked_file, each_part, keys_not_derivable};
+use super::export::{STRIDES_AT_A_TIME, create_unlinked_file, keys_not_derivable, visit_parts};
 use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress};
@@ -86,7 +86,7 @@ pub fn import(
     options: &ImportOptions,
     progress: &dyn Progress,
 ) -> Result<Imported, ImageError> {
-    let (mut opened, renamed) = open_keys(from, options).inspect_err(|error| {
+    let (mut opened, new_customer) = open_keys(from, options).inspect_err(|error| {
         Record::new("import-image")
             .with("kind", error.kind().name())
             .refused(error);
@@ -94,7 +94,7 @@ pub fn import(
     let provenance = opened.header.provenance.clone();
     let inheritance = Inheritance {
         key_sets: vec![Arc::clone(&opened.set)],
-        // It was drawn for whoever can open the stream.
+        // The key set was drawn for the stream, and belongs to no holder.
         holder: None,
         key_mode: opened.header.key_mode,
         provenance: Provenance {
@@ -106,7 +106,7 @@ pub fn import(
     let customer = opened.customer.take();
     let new_volume = NewVolume {
         action: "import-image",
-        customer_key: renamed.as_deref().or(customer.as_deref()),
+        customer_key: new_customer.as_deref().or(customer.as_deref()),
         keystore: &options.keystore,
         size_bytes: options.size_bytes,
         inherited: Some(&inheritance),
@@ -125,22 +125,22 @@ pub fn import(
     })
 }
 
-/// Does everything that needs keys. Nothing has been written if it fails.
+/// Opens the stream, and the new volume's customer key if it is another one. Nothing is written.
 fn open_keys<'a>(
     from: &'a mut dyn Read,
     options: &ImportOptions,
 ) -> Result<(OpenedStream<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
     let opened = OpenedStream::begin(from, options)?;
-    let renamed = options
+    let new_customer = options
         .new_customer_key
         .as_ref()
         .map(|uri| customer::open(uri, &options.passphrase))
         .transpose()
         .map_err(VolumeError::from)?;
-    Ok((opened, renamed))
+    Ok((opened, new_customer))
 }
 
-/// What has been received so far.
+/// Numbers of what has been received so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct ReceivedCounts {
     objects: u64,
@@ -187,7 +187,7 @@ impl<'a> OpenedStream<'a> {
     ) -> Result<ReceivedCounts, ImageError> {
         let counts = self.header.counts;
         progress.begin(counts.sealed_bytes());
-        let transported = self.metadata(fresh, &counts, progress)?;
+        let transported = self.receive_metadata(fresh, &counts, progress)?;
         let limit_bytes = match fresh.size_bytes {
             Some(bytes) => bytes,
             None => transported.counters().limit_bytes,
@@ -200,7 +200,7 @@ impl<'a> OpenedStream<'a> {
                 size_bytes: limit_bytes,
             });
         }
-        let (folders, unsynced) = self.objects(&transported, fresh, &mut received, progress)?;
+        let written = self.receive_objects(&transported, fresh, &mut received, progress)?;
         if (received.objects, received.pages) != (counts.objects, counts.pages) {
             return Err(StreamError::Tampered {
                 what: "counts do not match",
@@ -208,49 +208,48 @@ impl<'a> OpenedStream<'a> {
             .into());
         }
         self.stream.end(&counts, &self.mac_keys)?;
-        make_durable(&*fresh.store, &folders, unsynced)
+        make_durable(&*fresh.store, &written)
             .map_err(ImageError::io("cannot sync the new volume"))?;
         ImageError::check_consistent(check::compare(fresh))?;
         Ok(received)
     }
 
-    /// Receives all objects: reads them in their order, and lets the workers verify and write them.
-    /// Returns their folders, and whether bytes of some are not durable.
-    fn objects(
+    /// Receives all objects: reads them in their order, while the workers verify and write them.
+    fn receive_objects(
         &mut self,
         transported: &Stored,
         fresh: &FreshVolume,
         received: &mut ReceivedCounts,
         progress: &dyn Progress,
-    ) -> Result<(BTreeSet<FolderNumber>, bool), ImageError> {
+    ) -> Result<WrittenObjects, ImageError> {
         let work: &Work<'_, PageRun, PageRun> = &|_, run| run.write(progress);
         with_workers(work, |workers| {
-            let (mut folders, mut unsynced) = (BTreeSet::new(), false);
+            let (mut folders, mut has_unsynced) = (BTreeSet::new(), false);
             let buffers = RefCell::new(Vec::new());
             let mut take = |run: PageRun| {
                 if fresh.store.sync_policy().is_at_once() {
-                    unsynced = true;
+                    has_unsynced = true;
                 } else if run.last {
-                    // After it is closed and opened again, it may not report a failed write.
+                    // A file that was closed and opened again may not report a failed write.
                     run.object.sync().map_err(|source| run.refused(source))?;
                 }
                 buffers.borrow_mut().push(run.buffer);
                 super::check_cancelled(progress)
             };
-            each_part(transported, &mut |_, part| {
+            visit_parts(transported, &mut |_, part| {
                 received.objects += 1;
                 received.pages += u64::from(part.pages.len());
                 self.stream.object(part.id.name, part.pages.len())?;
-                let object = Arc::new(make_object(part, fresh, &mut folders)?);
+                let object = Arc::new(create_object(part, fresh, &mut folders)?);
                 let end = part.pages.end();
                 for pages in page_runs(&part.pages, 0..CHUNK_PAGES) {
-                    let kept = buffers.borrow_mut().pop();
+                    let reused = buffers.borrow_mut().pop();
                     let mut run = PageRun {
                         name: part.id.name,
                         object: Arc::clone(&object),
                         last: pages.end == end,
                         pages,
-                        buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
+                        buffer: reused.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
                     };
                     self.stream.fill(run.bytes(), "an object's pages")?;
                     workers.submit(run, &mut take)?;
@@ -258,13 +257,16 @@ impl<'a> OpenedStream<'a> {
                 Ok(())
             })?;
             workers.finish(&mut take)?;
-            Ok((folders, unsynced))
+            Ok(WrittenObjects {
+                folders,
+                has_unsynced,
+            })
         })
     }
 
     /// Receives the stream's `meta`. It is read without the database, since it may contain
     /// anything.
-    fn metadata(
+    fn receive_metadata(
         &mut self,
         fresh: &FreshVolume,
         counts: &Counts,
@@ -273,10 +275,10 @@ impl<'a> OpenedStream<'a> {
         const WRITING: &str = "cannot write the received metadata";
         self.stream.meta(counts)?;
         let file = create_unlinked_file(&*fresh.store).map_err(ImageError::io(WRITING))?;
-        let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];
+        let mut buffer = vec![0; STRIDES_AT_A_TIME as usize * META_STRIDE_BYTES];
         let mut next = 0;
         while next < counts.meta_strides {
-            let count = (counts.meta_strides - next).min(RUN_STRIDES);
+            let count = (counts.meta_strides - next).min(STRIDES_AT_A_TIME);
             let bytes = &mut buffer[..count as usize * META_STRIDE_BYTES];
             self.stream.fill(bytes, "its metadata")?;
             file.write_at(bytes, next * META_STRIDE_BYTES as u64)
@@ -287,6 +289,13 @@ impl<'a> OpenedStream<'a> {
         open_transported(file, &self.set, &self.header)
             .map_err(ImageError::from_stream_metadata_error)
     }
+}
+
+/// The objects of the new volume.
+struct WrittenObjects {
+    folders: BTreeSet<FolderNumber>,
+    /// Whether bytes of some objects are not durable.
+    has_unsynced: bool,
 }
 
 /// A run of received pages.
@@ -325,16 +334,12 @@ impl PageRun {
 }
 
 /// Makes the objects' names durable, and their bytes if some are not.
-fn make_durable(
-    store: &dyn Store,
-    folders: &BTreeSet<FolderNumber>,
-    unsynced: bool,
-) -> io::Result<()> {
-    if unsynced {
+fn make_durable(store: &dyn Store, objects: &WrittenObjects) -> io::Result<()> {
+    if objects.has_unsynced {
         // Each file would need an fsync: one sync for all is faster.
         return store.sync_all();
     }
-    for folder in folders {
+    for folder in &objects.folders {
         store.sync_dir(&folder_path(*folder))?;
     }
     store.sync_dir(&root_path())
@@ -358,14 +363,14 @@ fn copy_records(
     let file = fresh
         .store
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
-        .map_err(ImageError::io("cannot make the metadata file"))?;
+        .map_err(ImageError::io("cannot create the metadata file"))?;
     let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
     let options = CopyOptions {
         limit_bytes,
         frozen: true,
     };
-    let mut same = |_, parts| Ok::<_, MetaError>(parts);
-    let copied = copy::copy(transported, file, options, &mut same)
+    let mut same_parts = |_, parts| Ok::<_, MetaError>(parts);
+    let copied = copy::copy(transported, file, options, &mut same_parts)
         .map_err(ImageError::from_stream_metadata_error)?;
     Ok(ReceivedCounts {
         inodes: copied.inodes,
@@ -376,7 +381,7 @@ fn copy_records(
 }
 
 /// Creates an empty file for a received object.
-fn make_object(
+fn create_object(
     part: &Part,
     fresh: &FreshVolume,
     folders: &mut BTreeSet<FolderNumber>,
@@ -396,7 +401,7 @@ fn make_object(
         fresh
             .store
             .create_dir(&folder_path(name.folder))
-            .map_err(ImageError::io("cannot make a folder of objects"))?;
+            .map_err(ImageError::io("cannot create a folder of objects"))?;
     }
     let file = fresh
         .store
@@ -425,15 +430,15 @@ fn customer_key(
         }
     };
     let provider = customer::open(uri, &options.passphrase)?;
-    let found = provider.describe();
-    if found.key_version != wanted.key_version {
+    let given = provider.describe();
+    if given.key_version != wanted.key_version {
         return Err(StreamError::WrongCustomerKey {
-            given: found.uri.to_string(),
-            found: found.key_version.clone(),
+            given: given.uri.to_string(),
+            fingerprint: given.key_version.clone(),
             wanted: wanted.key_version.clone(),
         });
     }
-    if found.algorithm != wanted.algorithm {
+    if given.algorithm != wanted.algorithm {
         return Err(StreamError::HeaderInvalid(format!(
             "its keys are wrapped by {:?}",
             wanted.algorithm
@@ -499,7 +504,7 @@ fn unwrap(
     })
 }
 
-/// If there is no keystore at all, the export's is missing too.
+/// The error of opening a keystore. If there is none at all, it names the keystore of the export.
 fn keystore_error(error: KeyError, wanted: &str) -> KeyError {
     match error.kind() {
         ErrorKind::KeystoreMissing => KeyError::new(

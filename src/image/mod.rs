@@ -3,8 +3,8 @@
 //! A volume from an image is never protected less than the image: its key mode and, unless another
 //! one is given, its customer key are those of the image. Under the same customer key and platform
 //! keystore it also has the image's key sets, read-only, and the image's sealed bytes as they are.
-//! **A data key never leaves for another holder:** under any other key or keystore, and in an
-//! export, all contents are re-sealed under a fresh key set on the way.
+//! **Another holder never gets a data key:** under any other key or keystore, and in an export, all
+//! contents are re-sealed under a fresh key set.
 //!
 //! [`deploy`](deploy()) creates the volume directly, from its source; [`export`](export()) writes a
 //! [`stream`] from which [`import`](import()) creates a volume elsewhere.
@@ -40,7 +40,7 @@ pub trait Progress: Sync {
     fn begin(&self, total_bytes: u64);
     /// That many further sealed bytes are done.
     fn advance(&self, bytes: u64);
-    /// True once the operation is to be cancelled.
+    /// True if the operation is to be cancelled.
     fn cancelled(&self) -> bool {
         false
     }
@@ -194,14 +194,14 @@ impl ImageError {
         }
     }
 
-    /// Converts an error of reading a stream's metadata: the stream's, unless the machine failed.
-    /// Only errors of the machine have error numbers.
+    /// Converts an error of reading a stream's metadata. The stream is at fault, unless the
+    /// operating system failed; only then does the error have a number.
     fn from_stream_metadata_error(error: MetaError) -> Self {
-        let numbered = |error: &io::Error| error.raw_os_error().is_some();
-        let machine = match &error {
-            MetaError::Io(error) | MetaError::Sealed(SealedError::Io(error)) => numbered(error),
+        let has_number = |error: &io::Error| error.raw_os_error().is_some();
+        let is_of_system = match &error {
+            MetaError::Io(error) | MetaError::Sealed(SealedError::Io(error)) => has_number(error),
             MetaError::Database(error) => {
-                matches!(error.as_ref(), redb::Error::Io(error) if numbered(error))
+                matches!(error.as_ref(), redb::Error::Io(error) if has_number(error))
             }
             MetaError::ReadOnly | MetaError::Latched(_) => true,
             MetaError::Sealed(_)
@@ -209,7 +209,7 @@ impl ImageError {
             | MetaError::Corrupt(_)
             | MetaError::UsedUp(_) => false,
         };
-        if machine {
+        if is_of_system {
             Self::Meta(error)
         } else {
             Self::Transported(error)
@@ -265,17 +265,17 @@ impl ImageError {
             Self::Transported(_) => "fetch it again, or export the image again",
             Self::Inconsistent { .. } => {
                 "run bilayer check on the volume that it is an image of, and export it again; if \
-                 that is not yours, do not trust it"
+                 that volume is not yours, do not trust the image"
             }
-            Self::TooSmall { .. } => "ask for a larger size: --size",
+            Self::TooSmall { .. } => "choose a larger size: --size",
             Self::MissingObject { .. } => {
-                "somebody removed it from the volume's directory; restore it from a backup"
+                "it was removed from the volume's directory; restore it from a backup"
             }
             _ if self.kind() == ErrorKind::NoSpace => "make room on the backing filesystem",
             Self::Meta(_) | Self::Page { .. } | Self::NoKeySet { .. } => {
                 "see what else is damaged: bilayer check VOLUME"
             }
-            Self::Cancelled => "nothing is left of it; begin again",
+            Self::Cancelled => "everything that was created is removed; start again",
             Self::Object { .. } | Self::NewObject { .. } | Self::Io { .. } => {
                 usual_hint(ErrorKind::Io)
             }

@@ -1,13 +1,14 @@
-//! Re-sealing: contents of an image under a fresh key set, for another holder.
+//! Re-sealing: contents of an image are sealed again under a fresh key set, for another holder.
 //!
-//! A data key of the source must not leave together with what the source sealed. So each chunk of
-//! the image is opened through both layers and sealed again, in both layers, under the receiver's
-//! set and a crypto id drawn for it, in runs of pages through the memory of one worker. Its parts
-//! become one. Pages that a newer part hides are left out, holes stay holes, and bytes beyond the
-//! file's end (which truncation leaves in the last page) are zeros. Plaintext is only in memory.
+//! No holder but the source's may get both a data key of the source and bytes that are sealed under
+//! it. So each chunk of the image is opened through both layers and sealed again, in both layers,
+//! under the receiver's key set and a crypto id drawn for the chunk. This is done in runs of pages,
+//! in the memory of one worker. The parts of a chunk become one. Pages that a newer part hides are
+//! left out, holes stay holes, and bytes beyond the file's end (which truncation leaves in the last
+//! page) become zeros. Plaintext is only in memory.
 //!
-//! The two users differ in where the pages go: [`deploy`](super::deploy()) writes objects, in any
-//! order; [`export`](super::export()) writes a stream, in its order.
+//! Two operations use this: [`deploy`](super::deploy()) writes the pages to objects, in any order;
+//! [`export`](super::export()) writes them to a stream, in its order.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,27 +27,31 @@ use crate::volume::Volume;
 /// Sequence number for pages that no commit has named yet: that of the first commit.
 pub(super) const FIRST_SEQUENCE: Sequence = Sequence(1);
 /// Maximum number of objects of the source kept open.
-const OPEN_MAX: usize = 64;
+const OPEN_OBJECTS_MAX: usize = 64;
 
 /// Allocates names for the objects of a new volume: folders from 1 on, each with as many objects as
-/// in a volume in use; an object is named by its crypto id, as always.
+/// in a volume in use. The name of an object is its crypto id, as in every volume.
 #[derive(Debug)]
 pub(super) struct FreshNames {
     epoch: Epoch,
-    given: u64,
+    /// Number of names allocated so far.
+    allocated: u64,
 }
 
 impl FreshNames {
-    /// For objects sealed under the set with this number.
+    /// Names for objects sealed under the key set with this number.
     pub(super) const fn new(epoch: Epoch) -> Self {
-        Self { epoch, given: 0 }
+        Self {
+            epoch,
+            allocated: 0,
+        }
     }
 
-    /// Allocates the part that will contain all pages of these parts.
+    /// Allocates a name for an object, and returns the part that will contain all pages of `parts`.
     pub(super) fn part_for(&mut self, parts: &[Part]) -> Result<Part, ImageError> {
         let crypto = CryptoId::random().map_err(ImageError::io("cannot name an object"))?;
-        let folder = FolderNumber(1 + self.given / u64::from(Objects::FOLDER_OBJECTS));
-        self.given += 1;
+        let folder = FolderNumber(1 + self.allocated / u64::from(Objects::FOLDER_OBJECTS));
+        self.allocated += 1;
         let mut pages = PageSet::new();
         parts.iter().for_each(|part| pages.union(&part.pages));
         Ok(Part {
@@ -66,8 +71,8 @@ impl FreshNames {
 /// The pages of one chunk that an image sees.
 #[derive(Debug)]
 pub(super) struct VisibleChunk {
-    /// The visible pages of each part.
-    parts: Vec<(PartId, PageSet)>,
+    /// The parts, each with its visible pages only.
+    parts: Vec<Part>,
     /// Number of bytes of the file in the chunk.
     len_bytes: u64,
 }
@@ -75,9 +80,8 @@ pub(super) struct VisibleChunk {
 impl VisibleChunk {
     /// The visible pages of a chunk's parts, newest first.
     pub(super) fn of(chunk: &CopiedChunk, parts: &[Part]) -> Self {
-        let visible = visible_parts(parts.to_vec()).into_iter();
         Self {
-            parts: visible.map(|part| (part.id, part.pages)).collect(),
+            parts: visible_parts(parts.to_vec()),
             len_bytes: chunk.len_bytes,
         }
     }
@@ -89,15 +93,19 @@ pub(super) struct SourceObjects(Objects);
 impl SourceObjects {
     pub(super) fn of(volume: &Volume) -> Self {
         let store = Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store)));
-        Self(Objects::new(store, Arc::clone(&volume.keys), OPEN_MAX))
+        Self(Objects::new(
+            store,
+            Arc::clone(&volume.keys),
+            OPEN_OBJECTS_MAX,
+        ))
     }
 
-    /// Reads a chunk ahead. Errors are left to whoever reads it.
+    /// Starts reading a chunk ahead. Errors are not reported here: [`Self::read`] reports them.
     pub(super) fn will_need(&self, chunk: &VisibleChunk) {
-        for (id, pages) in &chunk.parts {
-            let first = pages.runs().next().map_or(0, |run| run.start);
-            if let Ok(object) = self.0.open(*id) {
-                object.will_need(&page_range(&(first..pages.end())));
+        for part in &chunk.parts {
+            let first = part.pages.runs().next().map_or(0, |run| run.start);
+            if let Ok(object) = self.0.open(part.id) {
+                object.will_need(&page_range(&(first..part.pages.end())));
             }
         }
     }
@@ -117,16 +125,16 @@ impl SourceObjects {
             **scratch = vec![0; RUN_PAGES as usize * PAYLOAD_BYTES];
         }
         let plain = &mut scratch[..run.len() * PAYLOAD_BYTES];
-        for (id, pages) in &chunk.parts {
-            for piece in page_runs(pages, run.clone()) {
+        for part in &chunk.parts {
+            for piece in page_runs(&part.pages, run.clone()) {
                 let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
                 let out = &mut plain[at..at + piece.len() * PAYLOAD_BYTES];
-                self.read_piece(*id, &piece, out)?;
+                self.read_piece(part.id, &piece, out)?;
             }
         }
         let base = u64::from(run.start) * PAYLOAD_BYTES as u64;
-        let here = chunk.len_bytes.saturating_sub(base).min(plain.len() as u64);
-        plain[here as usize..].fill(0);
+        let file_bytes = chunk.len_bytes.saturating_sub(base).min(plain.len() as u64);
+        plain[file_bytes as usize..].fill(0);
         Ok(plain)
     }
 
@@ -161,11 +169,11 @@ mod tests {
     #[test]
     fn runs_are_bounded() {
         let set = set_of([0..3, 10..11, 300..700]);
-        let found = page_runs(&set, 0..CHUNK_PAGES);
-        assert_eq!(found, [0..3, 10..11, 300..556, 556..700]);
+        let runs = page_runs(&set, 0..CHUNK_PAGES);
+        assert_eq!(runs, [0..3, 10..11, 300..556, 556..700]);
         assert_eq!(page_runs(&PageSet::new(), 0..CHUNK_PAGES), []);
-        let found = page_runs(&set, 2..301);
-        assert_eq!(found, [2..3, 10..11, 300..301]);
+        let runs = page_runs(&set, 2..301);
+        assert_eq!(runs, [2..3, 10..11, 300..301]);
     }
 
     #[test]
@@ -203,8 +211,8 @@ mod tests {
             let visible = VisibleChunk::of(&chunk, &parts);
             for page in 0..CHUNK_PAGES {
                 let newest = parts.iter().find(|part| part.pages.contains(page));
-                let from = visible.parts.iter().filter(|(_, pages)| pages.contains(page));
-                let from: Vec<PartId> = from.map(|(id, _)| *id).collect();
+                let from = visible.parts.iter().filter(|part| part.pages.contains(page));
+                let from: Vec<PartId> = from.map(|part| part.id).collect();
                 prop_assert_eq!(from, newest.map(|part| part.id).into_iter().collect::<Vec<_>>());
             }
             let whole = names.part_for(&parts).unwrap().pages;

@@ -3,7 +3,7 @@
 //!
 //! Invariants: at most [`ITEMS_PER_THREAD`] items for each thread are in flight, including results
 //! that wait for an earlier one, so memory does not grow with the number of items. A worker that
-//! panics fails the whole operation and never blocks it. When the driver gives up, a worker
+//! panics fails the whole operation and never blocks it. When the driver returns early, a worker
 //! finishes its current item and no other.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::ImageError;
 
-/// With more threads than this, they wait for the disk.
+/// Maximum number of threads. More of them would wait for the disk.
 const THREADS_MAX: usize = 16;
 /// Items in flight for each thread: one that is processed, one that is queued, and one whose result
 /// waits to be taken.
@@ -29,17 +29,23 @@ pub(super) type Scratch = Zeroizing<Vec<u8>>;
 /// The work on one item.
 pub(super) type Work<'a, J, R> = dyn Fn(&mut Scratch, J) -> Result<R, ImageError> + Sync + 'a;
 
-/// An item or a result with its number.
+/// An item or a result, with the number of the item.
 type Numbered<T> = (u64, T);
+
+/// The result of an item; `None` if the worker panicked.
+type WorkResult<R> = Option<Result<R, ImageError>>;
 
 /// The driver's side of the threads.
 pub(super) struct Workers<J, R> {
     items: SyncSender<Numbered<J>>,
-    results: Receiver<Numbered<Option<Result<R, ImageError>>>>,
+    results: Receiver<Numbered<WorkResult<R>>>,
     /// Results that arrived before those of earlier items.
     ahead: BTreeMap<u64, R>,
-    given: u64,
-    taken: u64,
+    /// Number of items submitted so far.
+    submitted: u64,
+    /// Number of results returned so far.
+    returned: u64,
+    /// Maximum difference of the two.
     window: u64,
 }
 
@@ -59,42 +65,42 @@ pub(super) fn with_workers<J: Send, R: Send, T>(
     let to_do = Mutex::new(to_do);
     scope(|scope| {
         let mut started = 0;
-        let mut refused = None;
+        let mut spawn_error = None;
         for _ in 0..threads {
             let (to_do, done) = (&to_do, done.clone());
             let thread = Builder::new().name("image-worker".to_owned());
             match thread.spawn_scoped(scope, move || worker_loop(work, to_do, &done)) {
                 Ok(_) => started += 1,
                 // Fewer threads are sufficient.
-                Err(error) => refused = Some(error),
+                Err(error) => spawn_error = Some(error),
             }
         }
         drop(done);
-        if let (0, Some(error)) = (started, refused) {
+        if let (0, Some(error)) = (started, spawn_error) {
             return Err(ImageError::io("cannot start a thread")(error));
         }
         let mut workers = Workers {
             items,
             results,
             ahead: BTreeMap::new(),
-            given: 0,
-            taken: 0,
+            submitted: 0,
+            returned: 0,
             window: window as u64,
         };
         drive(&mut workers)
     })
 }
 
-/// One thread: runs until there are no more items, or nobody takes the results.
+/// One thread: runs until there are no more items, or the driver has returned.
 fn worker_loop<J, R>(
     work: &Work<'_, J, R>,
     to_do: &Mutex<Receiver<Numbered<J>>>,
-    done: &Sender<Numbered<Option<Result<R, ImageError>>>>,
+    done: &Sender<Numbered<WorkResult<R>>>,
 ) {
     let mut scratch = Scratch::default();
     loop {
-        // The other threads wait for the lock meanwhile, which is equivalent to waiting for an
-        // item.
+        // The lock is held while waiting for an item: the other threads would only wait for one
+        // too.
         let next = to_do.lock().recv();
         let Ok((number, item)) = next else {
             return;
@@ -117,11 +123,11 @@ impl<J, R> Workers<J, R> {
         item: J,
         take: &mut dyn FnMut(R) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
-        while self.given - self.taken >= self.window {
+        while self.submitted - self.returned >= self.window {
             self.receive(take)?;
         }
-        let number = self.given;
-        self.given += 1;
+        let number = self.submitted;
+        self.submitted += 1;
         self.items.send((number, item)).map_err(|_| ended())
     }
 
@@ -133,7 +139,7 @@ impl<J, R> Workers<J, R> {
         &mut self,
         take: &mut dyn FnMut(R) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
-        while self.taken < self.given {
+        while self.returned < self.submitted {
             self.receive(take)?;
         }
         Ok(())
@@ -147,8 +153,8 @@ impl<J, R> Workers<J, R> {
         let (number, result) = self.results.recv().map_err(|_| ended())?;
         let result = result.ok_or_else(ended)??;
         self.ahead.insert(number, result);
-        while let Some(next) = self.ahead.remove(&self.taken) {
-            self.taken += 1;
+        while let Some(next) = self.ahead.remove(&self.returned) {
+            self.returned += 1;
             take(next)?;
         }
         Ok(())
@@ -194,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn few_are_under_way_at_once() {
+    fn few_items_are_in_flight_at_once() {
         let begun = AtomicU64::new(0);
         let (mut taken, mut most) = (0, 0);
         let work: &Work<'_, u64, u64> = &|_, item| {
@@ -219,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_error_ends_it() {
+    fn the_first_error_ends_the_work() {
         let begun = AtomicU64::new(0);
         let (result, taken) = run(10_000, &|_, item| {
             begun.fetch_add(1, Ordering::SeqCst);

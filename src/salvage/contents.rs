@@ -28,7 +28,7 @@ pub(super) struct FileCopy<'a, 'r> {
 }
 
 /// The minimum length of a file, from its extents.
-pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64 {
+pub(super) fn minimum_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64 {
     let mut size = 0;
     let range = keys::number(ino.0)..keys::after_ino(ino);
     source
@@ -51,33 +51,33 @@ pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64
 
 impl FileCopy<'_, '_> {
     /// Writes everything that can be read. An error here concerns the output file.
-    pub(super) fn all(mut self, ino: Ino, view: Generation) -> io::Result<()> {
+    pub(super) fn copy_all(mut self, ino: Ino, view: Generation) -> io::Result<()> {
         self.to.set_len(self.size)?;
         let range = keys::number(ino.0)..keys::after_ino(ino);
         let mut outcome = Ok(());
         let records = self.source.records;
         records.each(Table::Extent, &range, view, &mut |key, value| {
-            outcome = self.extent(key, value);
+            outcome = self.copy_extent(key, value);
             outcome.is_ok()
         });
         outcome?;
         self.flush()
     }
 
-    fn extent(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
+    fn copy_extent(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
         let Some((_, chunk)) = keys::extent_parts(key) else {
             return Ok(());
         };
         let base = u64::from(chunk.0) * CHUNK_BYTES;
-        let here = self.size.saturating_sub(base).min(CHUNK_BYTES);
+        let len = self.size.saturating_sub(base).min(CHUNK_BYTES);
         match ExtentRecord::decode(value) {
-            _ if here == 0 => Ok(()),
-            None => self.report_loss(base..base + here, "its record cannot be decoded"),
+            _ if len == 0 => Ok(()),
+            None => self.report_loss(base..base + len, "its record cannot be decoded"),
             Some(ExtentRecord::Inline(bytes)) => {
-                let bytes = &bytes[..bytes.len().min(here as usize)];
+                let bytes = &bytes[..bytes.len().min(len as usize)];
                 self.write(bytes, base)
             }
-            Some(ExtentRecord::Parts { parts, .. }) => self.parts(base, here, &parts),
+            Some(ExtentRecord::Parts { parts, .. }) => self.copy_parts(base, len, &parts),
         }
     }
 
@@ -88,11 +88,12 @@ impl FileCopy<'_, '_> {
         Ok(())
     }
 
-    /// `here`: number of bytes of the chunk that belong to the file.
-    fn parts(&mut self, base: u64, here: u64, parts: &[Part]) -> io::Result<()> {
+    /// Copies the pages of a chunk. `base`: where it begins in the file. `len`: how many bytes of
+    /// it belong to the file.
+    fn copy_parts(&mut self, base: u64, len: u64, parts: &[Part]) -> io::Result<()> {
         let mut objects: Vec<Option<Result<ContentsFile, String>>> = Vec::new();
         objects.resize_with(parts.len(), || None);
-        let end = (here.div_ceil(PAYLOAD_BYTES) as u32).min(CHUNK_PAGES);
+        let end = (len.div_ceil(PAYLOAD_BYTES) as u32).min(CHUNK_PAGES);
         let first_with = |page| parts.iter().position(|part| part.pages.contains(page));
         let mut page = 0;
         while page < end {
@@ -106,10 +107,10 @@ impl FileCopy<'_, '_> {
             }
             let object = objects[index].get_or_insert_with(|| open(self.source, &parts[index]));
             match object {
-                Ok(object) => self.run(base, here, object, page..stop)?,
+                Ok(object) => self.copy_run(base, len, object, page..stop)?,
                 Err(reason) => {
                     let reason = reason.clone();
-                    self.report_loss(bytes_of(base, here, &(page..stop)), &reason)?;
+                    self.report_loss(bytes_of(base, len, &(page..stop)), &reason)?;
                 }
             }
             page = stop;
@@ -117,15 +118,16 @@ impl FileCopy<'_, '_> {
         Ok(())
     }
 
-    /// Writes pages of one object; if they do not open together, each that opens.
-    fn run(
+    /// Copies a run of pages of one object. If it does not open as a whole, the pages are tried one
+    /// by one.
+    fn copy_run(
         &mut self,
         base: u64,
-        here: u64,
+        len: u64,
         object: &ContentsFile,
         pages: Range<u32>,
     ) -> io::Result<()> {
-        let bytes = bytes_of(base, here, &pages);
+        let bytes = bytes_of(base, len, &pages);
         match read(object, &pages) {
             Ok(mut plain) => {
                 plain.truncate((bytes.end - bytes.start) as usize);
@@ -137,7 +139,7 @@ impl FileCopy<'_, '_> {
             }
             Err(_) => pages
                 .map(|page| page..page + 1)
-                .try_for_each(|page| self.run(base, here, object, page)),
+                .try_for_each(|page| self.copy_run(base, len, object, page)),
         }
     }
 
@@ -171,15 +173,15 @@ impl FileCopy<'_, '_> {
     }
 }
 
-/// The bytes of the file in these pages.
-fn bytes_of(base: u64, here: u64, pages: &Range<u32>) -> Range<u64> {
-    let at = |page: u32| base + (u64::from(page) * PAYLOAD_BYTES).min(here);
+/// The bytes of the file in these pages of a chunk.
+fn bytes_of(base: u64, len: u64, pages: &Range<u32>) -> Range<u64> {
+    let at = |page: u32| base + (u64::from(page) * PAYLOAD_BYTES).min(len);
     at(pages.start)..at(pages.end)
 }
 
 fn open(source: &Source<'_>, part: &Part) -> Result<ContentsFile, String> {
     let name = part.id.name;
-    let describe = |why: &str| format!("object {:08x}-{}: {why}", name.folder.0, name.object);
+    let describe = |reason: &str| format!("object {:08x}-{}: {reason}", name.folder.0, name.object);
     let keys = source.keys.get(part.id.epoch);
     let keys =
         keys.ok_or_else(|| describe("it is sealed under a key set that is not available"))?;
@@ -191,6 +193,7 @@ fn open(source: &Source<'_>, part: &Part) -> Result<ContentsFile, String> {
     Ok(ContentsFile::new(file, keys, part.id.crypto))
 }
 
+/// Reads pages of an object.
 pub(super) fn read(object: &ContentsFile, pages: &Range<u32>) -> Result<Vec<u8>, SealedError> {
     let mut plain = vec![0; pages.len() * PAYLOAD_BYTES as usize];
     let guard = object.lock_shared(page_range(pages));

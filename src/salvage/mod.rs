@@ -7,16 +7,17 @@
 //! snapshots/NAME, images/NAME   kept views that were requested
 //! lost+found/inodes/<ino>       inodes that no directory names, or whose directory is lost
 //! lost+found/objects/<folder>-<name>   objects that no record names, if records are missing
-//! salvage-report.json           what was extracted and what was lost
+//! salvage-report.json           the report of everything that was extracted or lost
 //! ```
+//!
 //! Invariants: nothing is written to the volume ([`crate::volume::rescue()`]) or outside the output
 //! directory ([`output`]). Every byte of the output came from a page that opened under both layers,
-//! and is at the place where the records say. Every other byte is zero and is in the report, unless
-//! it was a hole. Memory is bounded by the number of directories and of files with several names: 8
-//! bytes each, and one bit for each inode.
+//! and is at the offset that the records give it. Every other byte is zero and is in the report,
+//! unless it was a hole. Memory is bounded by the number of directories and of files with several
+//! names: 8 bytes each, and one bit for each inode.
 //!
-//! Order: the records are read completely ([`records`]); the trees are extracted; then what the
-//! trees do not reach; then objects; then the report.
+//! Order: the records are read completely ([`records`]); the trees are extracted; then inodes that
+//! no tree contains; then objects; then the report is finished.
 
 mod contents;
 mod objects;
@@ -94,8 +95,9 @@ struct Source<'a> {
     progress: &'a dyn Progress,
 }
 
-/// A view to extract, and where to.
+/// A view to extract.
 struct WantedView {
+    /// Directory of the output for it.
     path: Vec<Vec<u8>>,
     /// Directory below `lost+found` for inodes that no directory of the view names.
     lost: Vec<u8>,
@@ -115,12 +117,12 @@ pub fn salvage(
 ) -> Result<Summary, SalvageError> {
     let store = &*rescue.store;
     let records = Records::open(store, rescue.keys.active(), &rescue.header);
-    let views = views_of(&records);
-    let wanted = wanted(&views, options)?;
-    let mut known = describe(rescue, &records, &views);
-    known["owners_set"] = out.privileged.into();
-    let report = output::make_file(out.root(), REPORT_NAME.as_bytes())?;
-    let mut report = Report::begin(report, &known)?;
+    let views = kept_views(&records);
+    let wanted = wanted_views(&views, options)?;
+    let mut sources = describe_sources(rescue, &records, &views);
+    sources["owners_set"] = out.privileged.into();
+    let report = output::create_file(out.root(), REPORT_NAME.as_bytes())?;
+    let mut report = Report::begin(report, &sources)?;
     report_records(&records, &mut report)?;
     if let Err(older) = rescue.check_rollback(records.slots.as_ref()) {
         report.add_loss(&Loss {
@@ -142,7 +144,7 @@ pub fn salvage(
             what: "older",
             offset: None,
             length: None,
-            reason: "a restore from a snapshot was under way: a part of it is as it was before"
+            reason: "a restore from a snapshot was under way: some files are as they were before"
                 .to_owned(),
         })?;
     }
@@ -156,7 +158,7 @@ pub fn salvage(
     for view in &wanted {
         tree::extract_view(&source, out, view, &mut report)?;
     }
-    // If no records are missing, a mount would remove the objects that none names.
+    // If no records are missing, objects that no record names are garbage.
     if records.state() != Completeness::Whole {
         objects::extract_unnamed(&source, out, &mut report)?;
     }
@@ -164,11 +166,11 @@ pub fn salvage(
     out.sync_all()?;
     Ok(Summary {
         counts,
-        source: known,
+        source: sources,
     })
 }
 
-fn views_of(records: &Records) -> Vec<ViewRecord> {
+fn kept_views(records: &Records) -> Vec<ViewRecord> {
     let mut views = Vec::new();
     records.visit(
         Table::View,
@@ -189,7 +191,7 @@ const fn directory_of(kind: ViewKind) -> &'static str {
     }
 }
 
-fn wanted(views: &[ViewRecord], options: &Options) -> Result<Vec<WantedView>, SalvageError> {
+fn wanted_views(views: &[ViewRecord], options: &Options) -> Result<Vec<WantedView>, SalvageError> {
     let live = || WantedView {
         path: vec![b"files".to_vec()],
         lost: b"inodes".to_vec(),
@@ -214,14 +216,14 @@ fn wanted(views: &[ViewRecord], options: &Options) -> Result<Vec<WantedView>, Sa
         return Ok(vec![live()]);
     }
     let find = |name: &String| {
-        let mut found = views.iter().filter(|view| view.name == *name).peekable();
-        match found.peek() {
+        let mut named = views.iter().filter(|view| view.name == *name).peekable();
+        match named.peek() {
             None => Err(SalvageError::NoSuchView(name.clone())),
-            Some(_) => Ok(found.map(kept).collect::<Vec<_>>()),
+            Some(_) => Ok(named.map(kept).collect::<Vec<_>>()),
         }
     };
-    let found: Result<Vec<_>, _> = options.views.iter().map(find).collect();
-    Ok(found?.into_iter().flatten().collect())
+    let views: Result<Vec<_>, _> = options.views.iter().map(find).collect();
+    Ok(views?.into_iter().flatten().collect())
 }
 
 fn checkpoint_json(checkpoint: &crate::meta::checkpoint::Checkpoint) -> Value {
@@ -233,7 +235,7 @@ fn checkpoint_json(checkpoint: &crate::meta::checkpoint::Checkpoint) -> Value {
 }
 
 /// Describes the sources, before anything is extracted.
-fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
+fn describe_sources(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
     let damage = Table::ALL.iter().flat_map(|table| {
         let ranges = records.damaged_ranges(*table).iter();
         ranges.map(|damaged| {
@@ -245,15 +247,9 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
             })
         })
     });
-    let (damage, more): (Vec<Value>, usize) = {
-        let all: Vec<Value> = damage.take(LISTED_MAX).collect();
-        let total: usize = Table::ALL
-            .iter()
-            .map(|table| records.damaged_ranges(*table).len())
-            .sum();
-        let more = total - all.len();
-        (all, more)
-    };
+    let damage: Vec<Value> = damage.take(LISTED_MAX).collect();
+    let lengths = Table::ALL.map(|table| records.damaged_ranges(table).len());
+    let not_listed = lengths.iter().sum::<usize>() - damage.len();
     let meta = match records.base() {
         Some(Origin::Meta) if damage.is_empty() && !records.slot_lost => "whole",
         Some(Origin::Meta) => "damaged",
@@ -271,7 +267,7 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
         "meta": meta,
         "meta_reason": records.meta_lost,
         "damage": damage,
-        "damage_not_listed": more,
+        "damage_not_listed": not_listed,
         "checkpoint": records.checkpoint().as_ref().map(checkpoint_json),
         "checkpoints_refused": records.checkpoints_refused.iter()
             .map(|(name, reason)| json!({"name": name, "reason": reason}))
@@ -284,7 +280,7 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
     })
 }
 
-/// A time in words.
+/// A time as a part of a sentence.
 fn in_words(time: Timespec) -> String {
     let shown = Timestamp::from_second(time.secs).ok();
     match shown.filter(|_| is_set(time.secs)) {
@@ -295,7 +291,7 @@ fn in_words(time: Timespec) -> String {
 
 /// Reports damage of the records as a whole.
 fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
-    let mut say = |what, reason: String| {
+    let mut report_loss = |what, reason: String| {
         report.add_loss(&Loss {
             path: String::new(),
             what,
@@ -306,7 +302,7 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
     };
     if let Some(reason) = &records.meta_lost {
         match records.checkpoint() {
-            Some(checkpoint) => say(
+            Some(checkpoint) => report_loss(
                 "older",
                 format!(
                     "meta cannot be read ({reason}): everything is as it was when the checkpoint \
@@ -314,16 +310,15 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
                     in_words(checkpoint.created)
                 ),
             )?,
-            None => say(
+            None => report_loss(
                 "records",
                 format!("meta cannot be read ({reason}), and there is no checkpoint of it"),
             )?,
         }
     }
     if records.slot_lost {
-        let reason =
-            "one slot of page 0 of meta cannot be used: what was committed last may be missing";
-        say("older", reason.to_owned())?;
+        let reason = "one slot of page 0 of meta cannot be used: the last commit may be missing";
+        report_loss("older", reason.to_owned())?;
     }
     if records.base().is_none() {
         return Ok(());
@@ -340,7 +335,7 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
                 table.name(),
                 gap.reason
             );
-            say("records", reason)?;
+            report_loss("records", reason)?;
         }
     }
     Ok(())

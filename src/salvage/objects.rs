@@ -22,10 +22,10 @@ use crate::object::{folder_path, object_path, root_path};
 use crate::sealed::{ContentsFile, PAGE_BYTES};
 use crate::store::{EntryKind, OpenMode, StoreFile};
 
-/// Names that are compared with the records at a time: 24 MiB.
-const AT_A_TIME: usize = 1 << 20;
+/// Number of names that are compared with the records at a time. They take 24 MiB.
+const NAMES_AT_A_TIME: usize = 1 << 20;
 /// The output directory of objects.
-const PLACE: [&[u8]; 2] = [b"lost+found", b"objects"];
+const OUTPUT_DIRECTORY: [&[u8]; 2] = [b"lost+found", b"objects"];
 
 /// Extracts all objects that no record names.
 pub(super) fn extract_unnamed(
@@ -59,13 +59,14 @@ pub(super) fn extract_unnamed(
                 format!("folder {:08x}: {error}", folder.0),
             )?,
         }
-        if names.len() >= AT_A_TIME {
+        if names.len() >= NAMES_AT_A_TIME {
             extract_batch(source, out, &mut names, report)?;
         }
     }
     extract_batch(source, out, &mut names, report)
 }
 
+/// Extracts those of the objects that no record names, and empties the set.
 fn extract_batch(
     source: &Source<'_>,
     out: &OutputDir,
@@ -111,8 +112,8 @@ fn extract_one(
             "no page of it opens with the crypto id in its name: it is a linked copy, or damaged";
         return report_loss(report, path, reason.to_owned());
     };
-    let directory = out.directory(&PLACE)?;
-    let to = output::make_file(directory.as_fd(), file_name.as_bytes())?;
+    let directory = out.directory(&OUTPUT_DIRECTORY)?;
+    let to = output::create_file(directory.as_fd(), file_name.as_bytes())?;
     let mut written = 0;
     for page in 0..pages {
         let offset = u64::from(page) * PAYLOAD_BYTES;

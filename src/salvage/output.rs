@@ -1,10 +1,10 @@
 //! The output directory.
 //!
-//! It belongs to the user who runs this, is accessible to them alone from the start, and is outside
-//! of the volume. Every name is created relative to an open directory, as something that did not
-//! exist before. A name has a single component, and a symbolic link there is not followed. What was
-//! created is opened and checked, and from then on accessed only by its descriptor: whatever the
-//! records say and whoever exchanges names, nothing outside is touched.
+//! It belongs to the user who runs this program, is accessible to them alone from the start, and is
+//! outside of the volume. Every file is created relative to an open directory, under a name that
+//! did not exist before. A name has a single component, and a symbolic link there is not followed.
+//! A created file is opened and checked, and from then on accessed only by its descriptor. So
+//! neither hostile records nor other processes that exchange names cause a write outside.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -43,7 +43,22 @@ pub struct Attributes<'a> {
 }
 
 /// An attribute that could not be set.
-pub type Unset = (String, io::Error);
+#[derive(Debug)]
+pub struct Unset {
+    /// The attribute, in words.
+    pub attribute: String,
+    /// Why it could not be set.
+    pub error: io::Error,
+}
+
+impl Unset {
+    fn new(attribute: &str, error: rustix::io::Errno) -> Self {
+        Self {
+            attribute: attribute.to_owned(),
+            error: error.into(),
+        }
+    }
+}
 
 /// Why an output directory is refused.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +71,7 @@ pub enum OutputRefused {
     Foreign {
         /// Its owner.
         owner: u32,
-        /// The user who runs this.
+        /// The user who runs this program.
         user: u32,
     },
     /// Others may write to the directory, and may have done so.
@@ -88,7 +103,7 @@ pub fn is_fatal(error: &io::Error) -> bool {
 
 impl OutputDir {
     /// Creates the directory, or accepts an existing one that is empty, belongs to this user and is
-    /// writable by nobody else. `volume` is a directory that it must not be within, not even by way
+    /// not writable by others. `volume` is a directory that it must not be within, not even by way
     /// of a bind mount.
     ///
     /// # Errors
@@ -101,18 +116,18 @@ impl OutputDir {
             _ => {}
         }
         let root = rustix::fs::openat(&parent, &name, DIRECTORY, Mode::empty())?;
-        let found = rustix::fs::fstat(&root)?;
-        refuse_within(&found, &forbidden)?;
+        let stat = rustix::fs::fstat(&root)?;
+        refuse_within(&stat, &forbidden)?;
         let user = effective_user();
-        if found.st_uid != user {
-            let owner = found.st_uid;
+        if stat.st_uid != user {
+            let owner = stat.st_uid;
             return Err(OutputRefused::Foreign { owner, user });
         }
-        if found.st_mode & 0o022 != 0 {
-            return Err(OutputRefused::Shared(found.st_mode & 0o7777));
+        if stat.st_mode & 0o022 != 0 {
+            return Err(OutputRefused::Shared(stat.st_mode & 0o7777));
         }
-        // Before its contents are checked: from here on nobody else gets in, even with an open
-        // descriptor.
+        // This is done before its contents are checked: from here on no other user can create files
+        // in it, even with an open descriptor.
         rustix::fs::fchmod(&root, Mode::RWXU)?;
         if !names_in(&root)?.is_empty() {
             return Err(os_error(Errno::ENOTEMPTY).into());
@@ -177,11 +192,11 @@ impl OutputDir {
     pub fn directory(&self, path: &[&[u8]]) -> io::Result<OwnedFd> {
         let mut at = open_directory(self.root(), b".")?;
         for name in path {
-            at = match make_directory(at.as_fd(), name) {
+            at = match create_directory(at.as_fd(), name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     open_directory(at.as_fd(), name)?
                 }
-                made => made?,
+                created => created?,
             };
         }
         Ok(at)
@@ -194,13 +209,17 @@ impl From<rustix::io::Errno> for OutputRefused {
     }
 }
 
-/// Identifies a directory, whatever path leads to it: device and inode.
-type Identity = (u64, u64);
+/// Identifies a directory independently of its path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
 
 /// A volume's directory and its subdirectories, each of which could be bind-mounted elsewhere.
 /// Unreadable ones are left out, since the volume is damaged.
 fn directories_of(volume: &Path) -> Vec<Identity> {
-    let mut found = Vec::new();
+    let mut directories = Vec::new();
     let mut ahead = vec![(volume.to_path_buf(), 0)];
     while let Some((path, depth)) = ahead.pop() {
         // The volume may be given as a descriptor's entry in /proc, which is a link.
@@ -214,18 +233,25 @@ fn directories_of(volume: &Path) -> Vec<Identity> {
         if !metadata.is_dir() {
             continue;
         }
-        found.push((metadata.dev(), metadata.ino()));
+        directories.push(Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        });
         // objects/<folder> is the deepest.
         if depth < 2 {
             let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
             ahead.extend(entries.map(|entry| (entry.path(), depth + 1)));
         }
     }
-    found
+    directories
 }
 
-fn refuse_within(found: &Stat, forbidden: &[Identity]) -> Result<(), OutputRefused> {
-    if forbidden.contains(&(found.st_dev, found.st_ino)) {
+fn refuse_within(directory: &Stat, forbidden: &[Identity]) -> Result<(), OutputRefused> {
+    let identity = Identity {
+        device: directory.st_dev,
+        inode: directory.st_ino,
+    };
+    if forbidden.contains(&identity) {
         return Err(OutputRefused::WithinVolume);
     }
     Ok(())
@@ -257,6 +283,7 @@ pub fn is_name(name: &[u8]) -> bool {
         && !name.contains(&0)
 }
 
+/// The name as an argument of a system call, if it is valid.
 fn checked(name: &[u8]) -> io::Result<&OsStr> {
     if is_name(name) {
         Ok(OsStr::from_bytes(name))
@@ -286,18 +313,18 @@ fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// The name is not valid or exists, or something else replaced the directory.
-pub fn make_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+pub fn create_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     let name = checked(name)?;
     rustix::fs::mkdirat(at, name, Mode::RWXU)?;
-    let made = open_directory(at, name.as_bytes())?;
-    if rustix::fs::fstat(&made)?.st_uid != effective_user() {
-        return Err(exchanged());
+    let created = open_directory(at, name.as_bytes())?;
+    if rustix::fs::fstat(&created)?.st_uid != effective_user() {
+        return Err(replaced_error());
     }
-    Ok(made)
+    Ok(created)
 }
 
-fn exchanged() -> io::Error {
-    io::Error::other("something else is where it was made")
+fn replaced_error() -> io::Error {
+    io::Error::other("another file has replaced the one that was created")
 }
 
 /// Opens the parent of a directory. Directories that this program created have not been moved.
@@ -312,7 +339,7 @@ pub fn parent(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// The name is not valid or exists, or the file cannot be created.
-pub fn make_file(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+pub fn create_file(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     Ok(rustix::fs::openat(at, checked(name)?, flags, mode)?.into())
@@ -323,7 +350,7 @@ pub fn make_file(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
 ///
 /// # Errors
 /// The name is not valid or exists, it cannot be created, or something else replaced it.
-pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::Result<OwnedFd> {
+pub fn create_special(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::Result<OwnedFd> {
     let name = checked(name)?;
     let kind = match inode.kind {
         FileKind::Symlink => FileType::Symlink,
@@ -340,17 +367,17 @@ pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::R
         rustix::fs::mknodat(at, name, kind, Mode::RUSR | Mode::WUSR, device)?;
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = rustix::fs::openat(at, name, flags, Mode::empty())?;
-    let found = rustix::fs::fstat(&made)?;
+    let created = rustix::fs::openat(at, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&created)?;
     let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
-    if FileType::from_raw_mode(found.st_mode) != kind
-        || found.st_uid != effective_user()
-        || found.st_nlink != 1
-        || (is_device && found.st_rdev != device)
+    if FileType::from_raw_mode(stat.st_mode) != kind
+        || stat.st_uid != effective_user()
+        || stat.st_nlink != 1
+        || (is_device && stat.st_rdev != device)
     {
-        return Err(exchanged());
+        return Err(replaced_error());
     }
-    Ok(made)
+    Ok(created)
 }
 
 /// Decodes a device number of a record (minor bits 0 to 7 at 0, major at 8, the other minor bits at
@@ -423,29 +450,29 @@ fn owner_of(inode: &InodeRecord) -> (Option<Uid>, Option<Gid>) {
     )
 }
 
-/// Access control lists are set after the mode, which would change them.
+/// True for an access control list. These are set after the mode, which would change them.
 fn is_acl(name: &[u8]) -> bool {
     name.starts_with(b"system.posix_acl_")
 }
 
-/// Sets owner, attributes, mode and times of an open file or directory, in this order, since each
-/// may change what was set after it. `chown` says whether to set the owner. Returns what could not
-/// be set.
-pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool) -> Vec<Unset> {
+/// Sets owner, attributes, mode and times of an open file or directory, in this order, since
+/// setting one may change those after it. `set_owner`: whether to set the owner. Returns the
+/// attributes that could not be set.
+pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, set_owner: bool) -> Vec<Unset> {
     let inode = attributes.inode;
     let mut unset = Vec::new();
     let mut note = |what: &str, result: rustix::io::Result<()>| {
         if let Err(error) = result {
-            unset.push((what.to_owned(), error.into()));
+            unset.push(Unset::new(what, error));
         }
     };
-    if chown {
+    if set_owner {
         let (user, group) = owner_of(inode);
         note("owner", rustix::fs::fchown(fd, user, group));
     }
-    let set = |lists: bool, note: &mut dyn FnMut(&str, rustix::io::Result<()>)| {
+    let set = |acls: bool, note: &mut dyn FnMut(&str, rustix::io::Result<()>)| {
         let xattrs = attributes.xattrs.iter();
-        for (name, value) in xattrs.filter(|(name, _)| is_acl(name) == lists) {
+        for (name, value) in xattrs.filter(|(name, _)| is_acl(name) == acls) {
             let result =
                 rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty());
             note(&attribute(name), result);
@@ -458,24 +485,31 @@ pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool)
     unset
 }
 
-/// Sets owner, attributes, mode and times of what [`make_other`] created. Returns what could not be
-/// set.
-pub fn finish_other(made: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool) -> Vec<Unset> {
+/// Sets owner, attributes, mode and times of a file that [`create_special`] created. `set_owner`:
+/// whether to set the owner. Returns the attributes that could not be set.
+pub fn finish_special(
+    created: BorrowedFd<'_>,
+    attributes: &Attributes<'_>,
+    set_owner: bool,
+) -> Vec<Unset> {
     let inode = attributes.inode;
     let mut unset = Vec::new();
     let mut note = |what: &str, result: rustix::io::Result<()>| {
         if let Err(error) = result {
-            unset.push((what.to_owned(), error.into()));
+            unset.push(Unset::new(what, error));
         }
     };
-    if chown {
+    if set_owner {
         let (user, group) = owner_of(inode);
         let flags = AtFlags::EMPTY_PATH;
-        note("owner", rustix::fs::chownat(made, "", user, group, flags));
+        note(
+            "owner",
+            rustix::fs::chownat(created, "", user, group, flags),
+        );
     }
-    // No system call accepts such a descriptor. Its entry in /proc leads to the inode itself, even
-    // if that is a symbolic link.
-    let path = Path::new("/proc/self/fd").join(made.as_raw_fd().to_string());
+    // These system calls do not accept an `O_PATH` descriptor. Its entry in /proc leads to the
+    // inode itself, even if that is a symbolic link.
+    let path = Path::new("/proc/self/fd").join(created.as_raw_fd().to_string());
     for (name, value) in attributes.xattrs {
         let name_of = OsStr::from_bytes(name);
         let result = rustix::fs::setxattr(&path, name_of, value, XattrFlags::empty());
@@ -512,15 +546,15 @@ mod tests {
             b"a\0b",
             &[b'x'; 256],
         ] {
-            assert!(make_file(out.root(), name).is_err());
-            assert!(make_directory(out.root(), name).is_err());
+            assert!(create_file(out.root(), name).is_err());
+            assert!(create_directory(out.root(), name).is_err());
             assert!(unlink(out.root(), name).is_err());
         }
-        make_file(out.root(), &[0xFF, b'\n']).unwrap();
-        // What is there already is neither opened nor followed.
+        create_file(out.root(), &[0xFF, b'\n']).unwrap();
+        // An existing file is neither opened nor followed.
         std::os::unix::fs::symlink("/etc", dir.path().join("out/link")).unwrap();
-        assert!(make_file(out.root(), b"link").is_err());
-        assert!(make_directory(out.root(), b"link").is_err());
+        assert!(create_file(out.root(), b"link").is_err());
+        assert!(create_directory(out.root(), b"link").is_err());
         assert!(out.directory(&[b"link"]).is_err());
         assert!(OutputDir::prepare(&dir.path().join("out"), None).is_err());
     }

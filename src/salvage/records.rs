@@ -23,7 +23,7 @@ pub enum Origin {
     /// The newest commit of `meta`.
     Meta,
     /// An earlier commit of `meta`.
-    Before,
+    EarlierCommit,
     /// A checkpoint.
     Checkpoint(Checkpoint),
 }
@@ -62,7 +62,7 @@ pub struct Records {
     pub meta_lost: Option<String>,
     /// Whether one slot of page 0 does not open, which may have been the newer one.
     pub slot_lost: bool,
-    /// Completeness of both slots, if `meta` opens.
+    /// State of both slots of page 0, if `meta` opens.
     pub slots: Option<[SlotState; 2]>,
     /// Checkpoints that do not open, each with the reason.
     pub checkpoints_refused: Vec<(String, String)>,
@@ -80,7 +80,7 @@ impl Records {
             let opened = MetaFile::open(file, active, header.meta_crypto());
             opened.map_err(|error| error.to_string())
         };
-        // The second name is used while a new incarnation begins; only one of the two opens.
+        // While a new incarnation begins, `meta` has the second name; only one of the two opens.
         let meta = open(META_NAME).or_else(|error| open(NEXT_META_NAME).map_err(|_| error));
         let (mut slot_lost, mut slots) = (false, None);
         let (commits, meta_lost) = match meta {
@@ -114,7 +114,7 @@ impl Records {
             let origin = if index == 0 {
                 Origin::Meta
             } else {
-                Origin::Before
+                Origin::EarlierCommit
             };
             Source { origin, tables }
         });
@@ -164,17 +164,16 @@ impl Records {
     /// Completeness of all records.
     pub fn state(&self) -> Completeness {
         let ranges = self.damaged_ranges.iter().flatten();
-        let worst = ranges.map(|damaged| damaged.state).max();
+        let least_complete = ranges.map(|damaged| damaged.state).max();
         let base = match self.base() {
             Some(Origin::Meta) => Completeness::Whole,
             Some(_) => Completeness::Older,
             None => Completeness::Missing,
         };
-        base.max(worst.unwrap_or(Completeness::Whole))
+        base.max(least_complete.unwrap_or(Completeness::Whole))
     }
 
-    /// Completeness of a table's records of an inode, not considering damage that concerns all of
-    /// them.
+    /// Completeness of an inode's records in a table, not considering damage of all records.
     pub fn state_of(&self, table: Table, ino: Ino) -> Completeness {
         let (start, end) = (keys::number(ino.0), keys::after_ino(ino));
         let ranges = self.damaged_ranges(table);
@@ -192,6 +191,7 @@ impl Records {
             .unwrap_or(Completeness::Whole)
     }
 
+    /// Reads a whole table, and returns the ranges that the first source cannot provide.
     fn survey(&self, table: Table) -> Vec<KeyRange> {
         let all = Vec::new()..vec![0xFF; 9];
         let Some(first) = self.sources.first() else {
@@ -201,11 +201,11 @@ impl Records {
             }];
         };
         let mut ranges = Vec::new();
-        first.tables.visit(table, &all, &mut |found| {
-            if let Visited::Gap(gap) = found {
+        first.tables.visit(table, &all, &mut |visited| {
+            if let Visited::Gap(gap) = visited {
                 let mut state = Completeness::Older;
-                let within = within(&all, gap);
-                self.visit_from(1, table, &within, &mut |_, _| true, &mut || {
+                let in_gap = keys_in_gap(&all, gap);
+                self.visit_from(1, table, &in_gap, &mut |_, _| true, &mut || {
                     state = Completeness::Missing;
                 });
                 ranges.push(KeyRange {
@@ -229,6 +229,8 @@ impl Records {
         self.visit_from(0, table, range, visit, &mut || {})
     }
 
+    /// Reads from a source, and ranges that it cannot provide from those after it. Calls `missing`
+    /// for a range that no source provides.
     fn visit_from(
         &self,
         source: usize,
@@ -237,17 +239,19 @@ impl Records {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
         missing: &mut dyn FnMut(),
     ) -> bool {
-        let Some(this) = self.sources.get(source) else {
+        let Some(first) = self.sources.get(source) else {
             missing();
             return true;
         };
-        this.tables.visit(table, range, &mut |found| match found {
-            Visited::Row(key, value) => visit(key, value),
-            Visited::Gap(gap) => {
-                let range = within(range, gap);
-                self.visit_from(source + 1, table, &range, visit, missing)
-            }
-        })
+        first
+            .tables
+            .visit(table, range, &mut |visited| match visited {
+                Visited::Row(key, value) => visit(key, value),
+                Visited::Gap(gap) => {
+                    let range = keys_in_gap(range, gap);
+                    self.visit_from(source + 1, table, &range, visit, missing)
+                }
+            })
     }
 
     /// Calls `visit` with the logical key and the value of every record of a versioned table that
@@ -294,31 +298,31 @@ impl Records {
         let mut end = keys::versioned(logical, Generation(u64::MAX));
         end.push(0);
         let range = keys::versioned(logical, Generation(0))..end;
-        let mut found = None;
+        let mut record = None;
         self.each(table, &range, view, &mut |_, value| {
-            found = Some(value.to_vec());
+            record = Some(value.to_vec());
             false
         });
-        found
+        record
     }
 
     /// The row of an unversioned table.
     pub fn row(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
         let range = key.to_vec()..[key, &[0]].concat();
-        let mut found = None;
+        let mut row = None;
         self.visit(table, &range, &mut |_, value| {
-            found = Some(value.to_vec());
+            row = Some(value.to_vec());
             false
         });
-        found
+        row
     }
 }
 
 /// The keys of a range that lie in a gap.
-fn within(range: &Range<Vec<u8>>, gap: &Gap) -> Range<Vec<u8>> {
-    let behind = |key: &Vec<u8>| [key.as_slice(), &[0]].concat();
-    let start = gap.after.as_ref().map(behind);
-    let end = gap.through.as_ref().map(behind);
+fn keys_in_gap(range: &Range<Vec<u8>>, gap: &Gap) -> Range<Vec<u8>> {
+    let after = |key: &Vec<u8>| [key.as_slice(), &[0]].concat();
+    let start = gap.after.as_ref().map(after);
+    let end = gap.through.as_ref().map(after);
     let start = start.map_or_else(|| range.start.clone(), |at| at.max(range.start.clone()));
     let end = end.map_or_else(|| range.end.clone(), |at| at.min(range.end.clone()));
     let end = end.max(start.clone());

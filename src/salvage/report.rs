@@ -1,4 +1,4 @@
-//! The report: what was extracted and what was lost, as one JSON object. It is written
+//! The report of everything that was extracted or lost, as one JSON object. It is written
 //! incrementally, since the losses may not fit into memory.
 
 use std::fs::File;
@@ -61,25 +61,25 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Report {
     to: BufWriter<File>,
-    first: bool,
+    is_first_loss: bool,
     /// The numbers so far.
     pub counts: Counts,
 }
 
 impl Report {
-    /// Starts the report with what is known from the beginning.
+    /// Starts the report with the description of the sources.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn begin(file: File, known: &Value) -> io::Result<Self> {
+    pub fn begin(file: File, sources: &Value) -> io::Result<Self> {
         let mut to = BufWriter::new(file);
         write!(
             to,
-            "{{\"version\":{VERSION},\"source\":{known},\n\"losses\":["
+            "{{\"version\":{VERSION},\"source\":{sources},\n\"losses\":["
         )?;
         Ok(Self {
             to,
-            first: true,
+            is_first_loss: true,
             counts: Counts::default(),
         })
     }
@@ -95,7 +95,7 @@ impl Report {
             _ => self.counts.lost += 1,
         }
         self.counts.bytes_lost += loss.length.unwrap_or(0);
-        let separator = if std::mem::take(&mut self.first) {
+        let separator = if std::mem::take(&mut self.is_first_loss) {
             "\n"
         } else {
             ",\n"

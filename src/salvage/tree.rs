@@ -1,15 +1,15 @@
 //! Extracts the tree of a view: directories, files and their attributes.
 //!
-//! One directory is open at a time, and `..` leads back, since nobody moves what is created here. A
-//! directory is entered only once, so that records which do not form a tree end too. A file with
-//! several names is kept under its inode's number in a directory of its own until the end, as the
-//! source of further links.
+//! One directory is open at a time, and `..` leads back, since no directory of the output is moved.
+//! Each directory is entered only once, so the extraction ends even if the records do not form a
+//! tree. Until the end, a file with several names also has its inode's number as a name in a
+//! temporary directory, from which its further names are linked.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::contents::{FileCopy, least_size};
+use super::contents::{FileCopy, minimum_size};
 use super::output::{self, Attributes, OutputDir, Unset, is_fatal};
 use super::records::Completeness;
 use super::report::{Loss, Report};
@@ -52,25 +52,32 @@ struct Frame {
     ino: Ino,
     inode: InodeRecord,
     entries: VecDeque<(Vec<u8>, DirentRecord)>,
-    /// The key from which to read on; `None` at the end.
+    /// The first key that has not been read; `None` at the end.
     next: Option<Vec<u8>>,
     /// Number of undecodable records of names that have not been reported.
     undecodable: u64,
-    /// Length of the path that is its own.
+    /// Length to which the path is truncated when the directory is finished.
     path_bytes: usize,
 }
 
-/// Decides what to extract for an inode that no directory names.
-type Choice<'c, W> = dyn FnMut(&W, Ino) -> Option<(Ino, InodeRecord)> + 'c;
+/// An inode to extract, with its record or a substitute for it.
+struct Extraction {
+    ino: Ino,
+    inode: InodeRecord,
+}
+
+/// Chooses what to extract for an inode that no directory names.
+type Choice<'c, W> = dyn FnMut(&W, Ino) -> Option<Extraction> + 'c;
 
 struct Walk<'a, 'r> {
     source: &'a Source<'a>,
     out: &'a OutputDir,
     view: Generation,
     report: &'r mut Report,
-    seen: InoSet,
+    /// Inodes that have been extracted, or are being extracted.
+    reached: InoSet,
     staging: OwnedFd,
-    /// Extracted files with several names, and whether something of them was lost.
+    /// Extracted files with several names, and whether any part of them was lost.
     staged: HashMap<Ino, bool>,
     path: Vec<u8>,
 }
@@ -87,14 +94,14 @@ pub(super) fn extract_view(
         out,
         view: wanted.view,
         report,
-        seen: InoSet::default(),
-        staging: output::make_directory(out.root(), STAGING)?,
+        reached: InoSet::default(),
+        staging: output::create_directory(out.root(), STAGING)?,
         staged: HashMap::new(),
         path: wanted.path.join(&b'/'),
     };
-    let place: Vec<&[u8]> = wanted.path.iter().map(Vec::as_slice).collect();
-    match out.directory(&place) {
-        Ok(root) => walk.tree(Ino::ROOT, None, root)?,
+    let path: Vec<&[u8]> = wanted.path.iter().map(Vec::as_slice).collect();
+    match out.directory(&path) {
+        Ok(root) => walk.extract_tree(Ino::ROOT, None, root)?,
         Err(error) => walk.report_loss("file", error.to_string())?,
     }
     walk.extract_unreached(&wanted.lost)?;
@@ -130,7 +137,7 @@ impl Walk<'_, '_> {
     }
 
     /// Reports something that could not be created. Fails only if nothing more can be written.
-    fn give_up(&mut self, error: io::Error) -> io::Result<()> {
+    fn report_failure(&mut self, error: io::Error) -> io::Result<()> {
         if is_fatal(&error) {
             return Err(error);
         }
@@ -148,8 +155,8 @@ impl Walk<'_, '_> {
         let range = keys::number(ino.0)..keys::after_ino(ino);
         let records = self.source.records;
         records.each(Table::Xattr, &range, self.view, &mut |key, value| {
-            let both = keys::xattr_name(key).zip(decode_xattr(value));
-            xattrs.extend(both.map(|(name, value)| (name.to_vec(), value.to_vec())));
+            let name_and_value = keys::xattr_name(key).zip(decode_xattr(value));
+            xattrs.extend(name_and_value.map(|(name, value)| (name.to_vec(), value.to_vec())));
             true
         });
         xattrs
@@ -161,8 +168,8 @@ impl Walk<'_, '_> {
         let range = keys::number(ino.0)..keys::after_ino(ino);
         let records = self.source.records;
         records.each(Table::Xattr, &range, self.view, &mut |key, value| {
-            let both = keys::xattr_name(key).zip(decode_xattr(value));
-            undecodable += usize::from(both.is_none());
+            let name_and_value = keys::xattr_name(key).zip(decode_xattr(value));
+            undecodable += usize::from(name_and_value.is_none());
             true
         });
         undecodable
@@ -198,14 +205,19 @@ impl Walk<'_, '_> {
     }
 
     fn report_unset(&mut self, unset: Vec<Unset>) -> io::Result<()> {
-        for (what, error) in unset {
-            self.report_loss("unset", format!("{what}: {error}"))?;
+        for Unset { attribute, error } in unset {
+            self.report_loss("unset", format!("{attribute}: {error}"))?;
         }
         Ok(())
     }
 
-    /// Extracts everything below an inode into a directory. `inode` replaces a lost record.
-    fn tree(&mut self, ino: Ino, inode: Option<InodeRecord>, at: OwnedFd) -> io::Result<()> {
+    /// Extracts everything below a directory into `at`. `inode` replaces a lost record.
+    fn extract_tree(
+        &mut self,
+        ino: Ino,
+        inode: Option<InodeRecord>,
+        at: OwnedFd,
+    ) -> io::Result<()> {
         let mut at = at;
         let mut stack = vec![self.enter(ino, inode)?];
         while let Some(frame) = stack.last_mut() {
@@ -213,7 +225,7 @@ impl Walk<'_, '_> {
                 let path_bytes = self.path.len();
                 self.path.push(b'/');
                 self.path.extend_from_slice(&name);
-                let child = self.entry(at.as_fd(), &name, entry, path_bytes)?;
+                let child = self.extract_entry(at.as_fd(), &name, entry, path_bytes)?;
                 if let Some((child, frame)) = child {
                     at = child;
                     stack.push(frame);
@@ -238,7 +250,7 @@ impl Walk<'_, '_> {
     }
 
     fn enter(&mut self, ino: Ino, inode: Option<InodeRecord>) -> io::Result<Frame> {
-        self.seen.insert(ino);
+        self.reached.insert(ino);
         let inode = match inode.or_else(|| self.inode(ino)) {
             Some(inode) => inode,
             None => {
@@ -297,8 +309,8 @@ impl Walk<'_, '_> {
         self.report_state(frame.ino, FileKind::Directory)
     }
 
-    /// Extracts what an entry names. A directory is returned, to be filled.
-    fn entry(
+    /// Extracts the inode that an entry names. A directory is created, and returned to be filled.
+    fn extract_entry(
         &mut self,
         at: BorrowedFd<'_>,
         name: &[u8],
@@ -324,7 +336,7 @@ impl Walk<'_, '_> {
                 match entry.kind {
                     FileKind::Directory => unknown(FileKind::Directory),
                     FileKind::Regular => InodeRecord {
-                        size: least_size(self.source, ino, self.view),
+                        size: minimum_size(self.source, ino, self.view),
                         ..unknown(FileKind::Regular)
                     },
                     _ => return Ok(None),
@@ -332,58 +344,58 @@ impl Walk<'_, '_> {
             }
         };
         if inode.kind != FileKind::Directory {
-            self.file(at, name, ino, &inode)?;
+            self.extract_file(at, name, ino, &inode)?;
             return Ok(None);
         }
-        if self.seen.contains(ino) {
+        if self.reached.contains(ino) {
             self.report_loss("name", "the directory has another name already".to_owned())?;
             return Ok(None);
         }
-        match output::make_directory(at, name) {
-            Ok(made) => {
+        match output::create_directory(at, name) {
+            Ok(child) => {
                 let frame = Frame {
                     path_bytes,
                     ..self.enter(ino, Some(inode))?
                 };
-                Ok(Some((made, frame)))
+                Ok(Some((child, frame)))
             }
-            Err(error) => self.give_up(error).map(|()| None),
+            Err(error) => self.report_failure(error).map(|()| None),
         }
     }
 
-    fn file(
+    fn extract_file(
         &mut self,
         at: BorrowedFd<'_>,
         name: &[u8],
         ino: Ino,
         inode: &InodeRecord,
     ) -> io::Result<()> {
-        self.seen.insert(ino);
+        self.reached.insert(ino);
         let number = ino.to_string();
-        if let Some(harmed) = self.staged.get(&ino).copied() {
+        if let Some(is_damaged) = self.staged.get(&ino).copied() {
             if let Err(error) = output::link(self.staging.as_fd(), number.as_bytes(), at, name) {
-                return self.give_up(error);
+                return self.report_failure(error);
             }
             self.report.counts.links += 1;
-            return match harmed {
+            return match is_damaged {
                 true => self.report_loss("contents", "lost; see another of its names".to_owned()),
                 false => Ok(()),
             };
         }
         let before = self.report.counts;
-        let made = match inode.kind {
-            FileKind::Regular => self.regular(at, name, ino, inode),
-            _ => self.other(at, name, ino, inode),
+        let extracted = match inode.kind {
+            FileKind::Regular => self.extract_regular(at, name, ino, inode),
+            _ => self.extract_special(at, name, ino, inode),
         };
-        if let Err(error) = made {
-            return self.give_up(error);
+        if let Err(error) = extracted {
+            return self.report_failure(error);
         }
         let after = self.report.counts;
         if inode.nlink > 1 {
             match output::link(at, name, self.staging.as_fd(), number.as_bytes()) {
                 Ok(()) => {
-                    let harmed = (before.lost, before.older) != (after.lost, after.older);
-                    self.staged.insert(ino, harmed);
+                    let is_damaged = (before.lost, before.older) != (after.lost, after.older);
+                    self.staged.insert(ino, is_damaged);
                 }
                 Err(error) => self.report_loss("unset", format!("further names: {error}"))?,
             }
@@ -391,14 +403,14 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    fn regular(
+    fn extract_regular(
         &mut self,
         at: BorrowedFd<'_>,
         name: &[u8],
         ino: Ino,
         inode: &InodeRecord,
     ) -> io::Result<()> {
-        let file = output::make_file(at, name)?;
+        let file = output::create_file(at, name)?;
         let path = String::from_utf8_lossy(&self.path).into_owned();
         let copy = FileCopy {
             source: self.source,
@@ -408,7 +420,7 @@ impl Walk<'_, '_> {
             size: inode.size,
             pending: None,
         };
-        copy.all(ino, self.view)?;
+        copy.copy_all(ino, self.view)?;
         self.report.counts.files += 1;
         let xattrs = self.xattrs(ino);
         let attributes = Attributes {
@@ -421,14 +433,14 @@ impl Walk<'_, '_> {
         self.report_state(ino, FileKind::Regular)
     }
 
-    fn other(
+    fn extract_special(
         &mut self,
         at: BorrowedFd<'_>,
         name: &[u8],
         ino: Ino,
         inode: &InodeRecord,
     ) -> io::Result<()> {
-        let made = output::make_other(at, name, inode)?;
+        let made = output::create_special(at, name, inode)?;
         match inode.kind {
             FileKind::Symlink => self.report.counts.symlinks += 1,
             _ => self.report.counts.special += 1,
@@ -438,19 +450,18 @@ impl Walk<'_, '_> {
             inode,
             xattrs: &xattrs,
         };
-        let unset = output::finish_other(made.as_fd(), &attributes, self.out.privileged);
+        let unset = output::finish_special(made.as_fd(), &attributes, self.out.privileged);
         self.report_unset(unset)?;
         self.report_state(ino, inode.kind)
     }
 
-    // ---- inodes that no directory names ---------------------------------------------------------
-
-    /// Extracts directories first, found by their inodes and by their entries, so that their
-    /// contents get a place; then all other inodes, then contents without an inode.
-    fn extract_unreached(&mut self, place: &[u8]) -> io::Result<()> {
+    /// Extracts the inodes that no directory names, into `lost+found/DIRECTORY`. Directories are
+    /// first, by their inodes and by their entries, so that the files in them keep their paths;
+    /// then all other inodes; then contents without an inode.
+    fn extract_unreached(&mut self, directory: &[u8]) -> io::Result<()> {
         self.extract_unreached_in(
             Table::Inode,
-            place,
+            directory,
             &mut |this, ino| match this.inode(ino) {
                 Some(inode) if inode.kind == FileKind::Directory && inode.nlink > 0 => {
                     Some(this.topmost_unnamed(ino, inode))
@@ -458,55 +469,59 @@ impl Walk<'_, '_> {
                 _ => None,
             },
         )?;
-        self.extract_unreached_in(Table::Dirent, place, &mut |_, ino| {
-            Some((ino, unknown(FileKind::Directory)))
+        self.extract_unreached_in(Table::Dirent, directory, &mut |_, ino| {
+            let inode = unknown(FileKind::Directory);
+            Some(Extraction { ino, inode })
         })?;
-        self.extract_unreached_in(Table::Inode, place, &mut |this, ino| {
+        self.extract_unreached_in(Table::Inode, directory, &mut |this, ino| {
             // An inode without links was removed and only waited to be closed.
             let inode = this.inode(ino).filter(|inode| inode.nlink > 0);
-            inode.map(|inode| (ino, inode))
+            inode.map(|inode| Extraction { ino, inode })
         })?;
-        self.extract_unreached_in(Table::Extent, place, &mut |this, ino| {
+        self.extract_unreached_in(Table::Extent, directory, &mut |this, ino| {
             let is_removed = this.inode(ino).is_some();
-            let size = least_size(this.source, ino, this.view);
+            let size = minimum_size(this.source, ino, this.view);
             let inode = InodeRecord {
                 size,
                 ..unknown(FileKind::Regular)
             };
-            (!is_removed).then_some((ino, inode))
+            (!is_removed).then_some(Extraction { ino, inode })
         })
     }
 
     /// The topmost directory without a name above a directory without one.
-    fn topmost_unnamed(&self, ino: Ino, inode: InodeRecord) -> (Ino, InodeRecord) {
+    fn topmost_unnamed(&self, ino: Ino, inode: InodeRecord) -> Extraction {
         let (mut top, mut record) = (ino, inode);
         for _ in 0..CLIMB_MAX {
             let parent = record.parent;
             let above = self.inode(parent).filter(|above| {
-                above.kind == FileKind::Directory && parent != ino && !self.seen.contains(parent)
+                above.kind == FileKind::Directory && parent != ino && !self.reached.contains(parent)
             });
             match above {
                 Some(above) => (top, record) = (parent, above),
                 None => break,
             }
         }
-        (top, record)
+        Extraction {
+            ino: top,
+            inode: record,
+        }
     }
 
-    /// Extracts what `what` returns for each inode of a table that has no place yet.
+    /// Extracts what `choose` returns for each inode of a table that has not been extracted.
     fn extract_unreached_in(
         &mut self,
         table: Table,
-        place: &[u8],
-        what: &mut Choice<'_, Self>,
+        directory: &[u8],
+        choose: &mut Choice<'_, Self>,
     ) -> io::Result<()> {
         let mut next = Some(Vec::new());
         while let Some(start) = next.take() {
             let mut inos: Vec<Ino> = Vec::new();
             let range = start..vec![0xFF; 9];
-            let (records, seen) = (self.source.records, &self.seen);
+            let (records, reached) = (self.source.records, &self.reached);
             records.each(table, &range, self.view, &mut |key, _| {
-                let fits = |ino: &Ino| is_ino(*ino) && !seen.contains(*ino);
+                let fits = |ino: &Ino| is_ino(*ino) && !reached.contains(*ino);
                 let ino = keys::ino_of(key).filter(fits);
                 if let Some(ino) = ino.filter(|ino| inos.last() != Some(ino)) {
                     inos.push(ino);
@@ -517,16 +532,16 @@ impl Walk<'_, '_> {
                 next = inos.last().map(|ino| keys::after_ino(*ino));
             }
             for ino in inos {
-                if self.seen.contains(ino) {
+                if self.reached.contains(ino) {
                     continue;
                 }
-                let Some((top, inode)) = what(self, ino) else {
+                let Some(chosen) = choose(self, ino) else {
                     continue;
                 };
-                self.extract_without_name(place, top, inode)?;
-                // The path down from there may be lost too.
-                if let Some(inode) = self.inode(ino).filter(|_| !self.seen.contains(ino)) {
-                    self.extract_without_name(place, ino, inode)?;
+                self.extract_without_name(directory, chosen)?;
+                // The path from the chosen directory down to this inode may be lost too.
+                if let Some(inode) = self.inode(ino).filter(|_| !self.reached.contains(ino)) {
+                    self.extract_without_name(directory, Extraction { ino, inode })?;
                 }
             }
         }
@@ -535,22 +550,21 @@ impl Walk<'_, '_> {
 
     fn extract_without_name(
         &mut self,
-        place: &[u8],
-        ino: Ino,
-        inode: InodeRecord,
+        directory: &[u8],
+        Extraction { ino, inode }: Extraction,
     ) -> io::Result<()> {
-        let path: [&[u8]; 2] = [b"lost+found", place];
+        let path: [&[u8]; 2] = [b"lost+found", directory];
         let at = self.out.directory(&path)?;
         let name = ino.to_string();
         self.path = [path[0], path[1], name.as_bytes()].join(&b'/');
         self.report.counts.without_name += 1;
         self.report_loss("name", "no directory that can be read names it".to_owned())?;
         if inode.kind != FileKind::Directory {
-            return self.file(at.as_fd(), name.as_bytes(), ino, &inode);
+            return self.extract_file(at.as_fd(), name.as_bytes(), ino, &inode);
         }
-        match output::make_directory(at.as_fd(), name.as_bytes()) {
-            Ok(made) => self.tree(ino, Some(inode), made),
-            Err(error) => self.give_up(error),
+        match output::create_directory(at.as_fd(), name.as_bytes()) {
+            Ok(at) => self.extract_tree(ino, Some(inode), at),
+            Err(error) => self.report_failure(error),
         }
     }
 }

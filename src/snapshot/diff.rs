@@ -13,7 +13,7 @@ use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec};
 use crate::meta::{ChangedKey, Meta, MetaError, View};
 
 /// Rows read at a time.
-const ROWS: usize = 1024;
+const ROWS_AT_A_TIME: usize = 1024;
 
 /// How a path differs between two views.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -41,8 +41,12 @@ pub struct Change {
     pub is_directory: bool,
 }
 
-/// A directory entry: the directory and the name in it.
-type Name = (Ino, Vec<u8>);
+/// A directory entry, by its directory and its name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    parent: Ino,
+    name: Vec<u8>,
+}
 
 /// Inodes and names that may differ between two views.
 #[derive(Default)]
@@ -95,8 +99,8 @@ fn reverse(change: Change) -> Change {
     }
 }
 
-/// Lists what differs between an older and a newer view. With `backward`, a path that exists in
-/// both is the one in the older view.
+/// Lists what differs between an older and a newer view. A file that exists in both is reported
+/// with its path in the newer view or, with `backward`, in the older one.
 fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Change>, MetaError> {
     let candidates = candidates(meta, from.0, to.0.min(meta.generation()))?;
     let mut changed = BTreeSet::new();
@@ -112,20 +116,19 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     let mut changes = Vec::new();
     let mut disappeared: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
     let mut appeared: BTreeMap<Ino, Vec<(Name, FileKind)>> = BTreeMap::new();
-    for (parent, name) in candidates.names {
-        let before = meta.dirent(parent, &name, from)?;
-        let after = meta.dirent(parent, &name, to)?;
-        let place = (parent, name);
+    for entry in candidates.names {
+        let before = meta.dirent(entry.parent, &entry.name, from)?;
+        let after = meta.dirent(entry.parent, &entry.name, to)?;
         match (before, after) {
             (Some(before), Some(after)) if before.ino == after.ino => {}
             (Some(before), Some(after)) => {
                 let is_directory = is_directory(before) || is_directory(after);
-                here.add(&mut changes, ChangeKind::Changed, &place, is_directory);
+                here.add(&mut changes, ChangeKind::Changed, &entry, is_directory);
             }
-            (Some(before), None) => disappeared.entry(before.ino).or_default().push(place),
+            (Some(before), None) => disappeared.entry(before.ino).or_default().push(entry),
             (None, Some(after)) => {
                 let appeared = appeared.entry(after.ino).or_default();
-                appeared.push((place, after.kind));
+                appeared.push((entry, after.kind));
             }
             (None, None) => {}
         }
@@ -140,14 +143,14 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
                 is_directory: true,
             });
         }
-        for place in here.of.get(&ino).into_iter().flatten() {
+        for entry in here.of.get(&ino).into_iter().flatten() {
             // A renamed file is reported as renamed only.
-            let before = meta.dirent(place.0, &place.1, elsewhere)?;
+            let before = meta.dirent(entry.parent, &entry.name, elsewhere)?;
             if let Some(before) = before.filter(|before| before.ino == ino) {
                 here.add(
                     &mut changes,
                     ChangeKind::Changed,
-                    place,
+                    entry,
                     is_directory(before),
                 );
             }
@@ -156,7 +159,7 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     Ok(changes)
 }
 
-/// Reports names that disappeared and appeared. Two of one inode are a rename.
+/// Reports names that disappeared and appeared. One of each for the same inode are a rename.
 fn report_moves(
     meta: &Meta,
     from: View,
@@ -166,27 +169,26 @@ fn report_moves(
     appeared: BTreeMap<Ino, Vec<(Name, FileKind)>>,
     changes: &mut Vec<Change>,
 ) -> Result<(), MetaError> {
-    for (ino, places) in appeared {
-        for (place, kind) in places {
+    for (ino, entries) in appeared {
+        for (entry, kind) in entries {
             let is_directory = kind == FileKind::Directory;
-            let was = disappeared.get_mut(&ino).and_then(Vec::pop);
-            match (was.and_then(|was| old.path(&was)), new.path(&place)) {
-                (Some(was), Some(path)) => changes.push(Change {
+            let former = disappeared.get_mut(&ino).and_then(Vec::pop);
+            let former = former.and_then(|former| old.path(&former));
+            match (former, new.path(&entry)) {
+                (Some(former), Some(path)) => changes.push(Change {
                     path,
                     kind: ChangeKind::Renamed,
-                    from: Some(was),
+                    from: Some(former),
                     is_directory,
                 }),
-                _ => new.add(changes, ChangeKind::Added, &place, is_directory),
+                _ => new.add(changes, ChangeKind::Added, &entry, is_directory),
             }
         }
     }
-    for (_, places) in disappeared {
-        for place in places {
-            let before = meta.dirent(place.0, &place.1, from)?;
-            let is_directory = before.is_some_and(is_directory);
-            old.add(changes, ChangeKind::Removed, &place, is_directory);
-        }
+    for entry in disappeared.into_values().flatten() {
+        let before = meta.dirent(entry.parent, &entry.name, from)?;
+        let is_directory = before.is_some_and(is_directory);
+        old.add(changes, ChangeKind::Removed, &entry, is_directory);
     }
     Ok(())
 }
@@ -205,28 +207,30 @@ fn comparable(record: InodeRecord) -> InodeRecord {
     }
 }
 
+/// The keys that were written after one generation, up to another.
 fn candidates(
     meta: &Meta,
     after: Generation,
     through: Generation,
 ) -> Result<Candidates, MetaError> {
-    let mut found = Candidates::default();
+    let mut candidates = Candidates::default();
     let mut from = None;
     loop {
-        let (changed, more) = meta.changes(after, through, from, ROWS)?;
+        let (changed, more) = meta.changes(after, through, from, ROWS_AT_A_TIME)?;
         for row in changed {
             let ChangedKey { table, logical } = row.key;
             let ino = keys::ino_of(&logical).ok_or(MetaError::Corrupt("change"))?;
             if table == Table::Dirent {
                 let (_, name) = keys::dirent_parts(&logical).ok_or(MetaError::Corrupt("change"))?;
-                found.names.insert((ino, name.to_vec()));
+                let (parent, name) = (ino, name.to_vec());
+                candidates.names.insert(Name { parent, name });
             } else {
-                found.inodes.insert(ino);
+                candidates.inodes.insert(ino);
             }
         }
         match more {
             Some(more) => from = Some(more),
-            None => return Ok(found),
+            None => return Ok(candidates),
         }
     }
 }
@@ -236,7 +240,7 @@ fn names(meta: &Meta, view: View, wanted: &BTreeSet<Ino>) -> Result<Names, MetaE
     let mut names = Names::default();
     let mut low = Vec::new();
     loop {
-        let rows = meta.scan(Table::Dirent, &low, &[0xFF; 9], view, ROWS)?;
+        let rows = meta.scan(Table::Dirent, &low, &[0xFF; 9], view, ROWS_AT_A_TIME)?;
         let Some((last, _)) = rows.last() else {
             return Ok(names);
         };
@@ -246,27 +250,30 @@ fn names(meta: &Meta, view: View, wanted: &BTreeSet<Ino>) -> Result<Names, MetaE
             let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
             let parent = keys::ino_of(key).ok_or(MetaError::Corrupt("dirent"))?;
             let (_, name) = keys::dirent_parts(key).ok_or(MetaError::Corrupt("dirent"))?;
+            let name = || Name {
+                parent,
+                name: name.to_vec(),
+            };
             if is_directory(entry) {
-                names.directories.insert(entry.ino, (parent, name.to_vec()));
+                names.directories.insert(entry.ino, name());
             }
             if wanted.contains(&entry.ino) {
-                let of = names.of.entry(entry.ino).or_default();
-                of.push((parent, name.to_vec()));
+                names.of.entry(entry.ino).or_default().push(name());
             }
         }
     }
 }
 
 impl Names {
-    /// The path of a name; `None` where it leads to no root, as below what was removed while it was
-    /// open.
-    fn path(&self, place: &Name) -> Option<Vec<u8>> {
-        let mut parts = vec![place.1.as_slice()];
-        let mut cycle = CycleDetector::from(place.0);
+    /// The path of an entry; `None` if its directory is not below the root, as one that was removed
+    /// while it was open.
+    fn path(&self, entry: &Name) -> Option<Vec<u8>> {
+        let mut parts = vec![entry.name.as_slice()];
+        let mut cycle = CycleDetector::from(entry.parent);
         while cycle.current() != Ino::ROOT {
-            let (parent, name) = self.directories.get(&cycle.current())?;
-            parts.push(name);
-            if !cycle.advance(*parent) {
+            let directory = self.directories.get(&cycle.current())?;
+            parts.push(&directory.name);
+            if !cycle.advance(directory.parent) {
                 return None;
             }
         }
@@ -274,8 +281,8 @@ impl Names {
         Some(parts.join(&b'/'))
     }
 
-    fn add(&self, changes: &mut Vec<Change>, kind: ChangeKind, place: &Name, is_directory: bool) {
-        changes.extend(self.path(place).map(|path| Change {
+    fn add(&self, changes: &mut Vec<Change>, kind: ChangeKind, entry: &Name, is_directory: bool) {
+        changes.extend(self.path(entry).map(|path| Change {
             path,
             kind,
             from: None,

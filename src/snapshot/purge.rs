@@ -1,10 +1,10 @@
 //! Dropping records that only deleted views can see.
 //!
-//! A deleted view's row has the state *leaving* until nothing is left of the view, so after a power
-//! cut the work goes on. Only rows of `change` between two generations can concern a leaving view:
-//! the kept view before the oldest leaving one, and the kept view after it (or the live one). Each
-//! of them names a key of which a version may be unneeded. If no older view is kept, these rows are
-//! removed too.
+//! A deleted view's row has the state *leaving* until nothing is left of the view, so the work
+//! continues after a power cut. Only rows of `change` between two generations can concern a leaving
+//! view: the kept view before the oldest leaving one, and the kept view after it (or the live one).
+//! Each of them names a key of which a version may be unneeded. If no older view is kept, these
+//! rows are removed too.
 //!
 //! The work is done in steps. Each is one batch that is complete by itself, and other operations
 //! run between them.
@@ -28,14 +28,22 @@ struct GenerationGap {
     /// True if no older view is kept.
     is_first: bool,
     /// The deleted views in the range. A view that is deleted while the range is processed gets a
-    /// range of its own: what it needed was still kept.
+    /// range of its own, since records that it needs have been kept so far.
     leaving: Vec<ViewId>,
 }
 
 /// Progress of the purge.
 #[derive(Debug, Default)]
 pub struct Purge {
-    under_way: Option<(GenerationGap, Option<Vec<u8>>)>,
+    current: Option<GapProgress>,
+}
+
+/// A gap that is being processed.
+#[derive(Debug)]
+struct GapProgress {
+    gap: GenerationGap,
+    /// The key of the next row of `change`; `None` at the start.
+    next: Option<Vec<u8>>,
 }
 
 impl Purge {
@@ -44,13 +52,11 @@ impl Purge {
     /// # Errors
     /// The metadata cannot be read or changed; the next call starts again.
     pub fn step(&mut self, meta: &Meta) -> Result<bool, MetaError> {
-        let (gap, from) = match self.under_way.take() {
-            Some(under_way) => under_way,
-            None => match oldest_gap(meta) {
-                Some(gap) => (gap, None),
-                None => return Ok(false),
-            },
+        let started = || oldest_gap(meta).map(|gap| GapProgress { gap, next: None });
+        let Some(progress) = self.current.take().or_else(started) else {
+            return Ok(false);
         };
+        let GapProgress { gap, next: from } = progress;
         let (changed, next) = meta.changes(gap.after, gap.through, from, KEYS_PER_STEP)?;
         let _permit = meta.permit();
         // Views were deleted or taken since the range was determined: start again.
@@ -72,7 +78,7 @@ impl Purge {
                 meta.remove_change(&mut batch, row);
             }
         }
-        let left = if next.is_none() {
+        let dropped = if next.is_none() {
             remove_leaving_rows(meta, &mut batch, &gap)
         } else {
             Vec::new()
@@ -80,14 +86,15 @@ impl Purge {
         if !batch.is_empty() {
             meta.apply(batch)?;
         }
-        left.into_iter().for_each(|id| meta.forget_view(id));
+        dropped.into_iter().for_each(|id| meta.forget_view(id));
         if next.is_some() {
-            self.under_way = Some((gap, next));
+            self.current = Some(GapProgress { gap, next });
         }
         Ok(true)
     }
 }
 
+/// The gap with the oldest deleted view, if there is one.
 fn oldest_gap(meta: &Meta) -> Option<GenerationGap> {
     let leaving = meta.leaving_views();
     let after = leaving.iter().map(|(_, at)| *at).min()?;

@@ -5,12 +5,12 @@
 //! the cost depends on how much has changed, and newer views stay. Extents are marked *shared*,
 //! since the kept view sees their parts too.
 //!
-//! An inode that does not exist in the kept view becomes an orphan, which is removed when nobody
-//! has it open.
+//! An inode that does not exist in the kept view becomes an orphan, which is removed when no
+//! program has it open.
 //!
 //! Nothing else changes meanwhile. The work is done in steps. From before the first until after the
-//! last one, the counters record that a restore is under way, and a mount that finds this continues
-//! it: repeating a step does no harm.
+//! last one, the counters record that a restore is under way. If it is interrupted, the next mount
+//! continues it: repeating a step does no harm.
 
 use std::collections::BTreeSet;
 
@@ -35,8 +35,8 @@ pub struct Restored {
     pub named: BTreeSet<Ino>,
 }
 
-/// Restores the live view from the kept view of generation `target`. The caller keeps everybody
-/// else from changing anything. `relieve` is called after every step.
+/// Restores the live view from the kept view of generation `target`. The caller has paused all
+/// other changes. `relieve` is called after every step.
 ///
 /// # Errors
 /// The metadata cannot be read or changed. The restore is incomplete then, and the next mount
@@ -52,9 +52,9 @@ pub fn restore(
     loop {
         let (changed, more) = meta.changes(target, meta.generation(), from, KEYS_PER_STEP)?;
         let mut batch = Batch::new();
-        let mut seen = BTreeSet::new();
+        let mut done = BTreeSet::new();
         for ChangeRow { key, .. } in &changed {
-            if seen.insert(key) {
+            if done.insert(key) {
                 let view = View(target);
                 restore_key(meta, &mut batch, view, key, &mut restored)?;
             }
@@ -98,7 +98,7 @@ fn restore_key(
             meta.put_record(batch, table, logical, then)
         }
         // Everything that belongs to an orphan is removed with it.
-        _ if !is_there(meta, ino, view)? => Ok(()),
+        _ if !has_name(meta, ino, view)? => Ok(()),
         Table::Extent => {
             restored.inodes.insert(ino);
             restore_extent(meta, batch, logical, Change { then, now })
@@ -111,7 +111,7 @@ fn restore_key(
 }
 
 /// True if the inode has a name in the view.
-fn is_there(meta: &Meta, ino: Ino, view: View) -> Result<bool, MetaError> {
+fn has_name(meta: &Meta, ino: Ino, view: View) -> Result<bool, MetaError> {
     Ok(meta
         .inode(ino, view)?
         .is_some_and(|record| record.nlink > 0))

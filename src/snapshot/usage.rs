@@ -1,4 +1,4 @@
-//! How much only one view holds: the space that deleting it would give back.
+//! How much only one view holds: the space that deleting it would free.
 //!
 //! If exactly one kept view sees a version of a record, that view alone holds the version, and for
 //! an extent also the pages that no other version names. Records that were not written since the
@@ -15,7 +15,7 @@ use crate::meta::records::{ExtentRecord, ObjectName, TOMBSTONE};
 use crate::meta::{ChangedKey, Meta, MetaError};
 
 /// Rows read at a time.
-const ROWS: usize = 1024;
+const ROWS_AT_A_TIME: usize = 1024;
 
 /// Space that only one view uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -58,7 +58,7 @@ pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, HeldAlone>, MetaEr
                 && views.get(view) == Some(&1)
             {
                 let held = held.entry(*view).or_default();
-                held.pages += alone(parts, &shared);
+                held.pages += pages_alone(parts, &shared);
                 held.record_bytes += charge::record_bytes(table, &logical, &pair[0].1);
             }
         }
@@ -68,18 +68,19 @@ pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, HeldAlone>, MetaEr
 
 /// Keys that were written after that generation.
 fn changed_keys(meta: &Meta, after: Generation) -> Result<BTreeSet<ChangedKey>, MetaError> {
-    let mut found = BTreeSet::new();
+    let mut keys = BTreeSet::new();
     let mut from = None;
     loop {
-        let (changed, more) = meta.changes(after, meta.generation(), from, ROWS)?;
-        found.extend(changed.into_iter().map(|row| row.key));
+        let (changed, more) = meta.changes(after, meta.generation(), from, ROWS_AT_A_TIME)?;
+        keys.extend(changed.into_iter().map(|row| row.key));
         match more {
             Some(more) => from = Some(more),
-            None => return Ok(found),
+            None => return Ok(keys),
         }
     }
 }
 
+/// The objects that a version of an extent names, with the pages that it names of each.
 type Parts = Vec<(ObjectName, PageSet)>;
 
 /// Pages of each object that more than one version names.
@@ -90,15 +91,16 @@ fn named_twice(versions: &[Parts]) -> BTreeMap<ObjectName, PageSet> {
         let known = once.entry(*name).or_default();
         let mut new = pages.clone();
         new.subtract(known);
-        let mut again = pages.clone();
-        again.subtract(&new);
+        let mut repeated = pages.clone();
+        repeated.subtract(&new);
         known.union(&new);
-        twice.entry(*name).or_default().union(&again);
+        twice.entry(*name).or_default().union(&repeated);
     }
     twice
 }
 
-fn alone(parts: Parts, shared: &BTreeMap<ObjectName, PageSet>) -> u64 {
+/// Number of pages that no other version names.
+fn pages_alone(parts: Parts, shared: &BTreeMap<ObjectName, PageSet>) -> u64 {
     let pages = parts.into_iter().map(|(name, mut pages)| {
         if let Some(shared) = shared.get(&name) {
             pages.subtract(shared);

@@ -53,7 +53,8 @@ impl MountInfo {
     /// or a directory below a mount point this is the actual mount. `None` if it is not visible to
     /// this process.
     ///
-    /// A thread may have its own descriptors ([`super::deadline`]), which `/proc/thread-self` shows.
+    /// A thread may have its own descriptors ([`super::deadline`]), which `/proc/thread-self`
+    /// shows.
     ///
     /// # Errors
     /// `/proc` cannot be read.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bilayer::meta::records::{FileKind, InodeRecord, Timespec};
-use bilayer::salvage::output::{Attributes, OutputDir, finish_other, make_other};
+use bilayer::salvage::output::{Attributes, OutputDir, create_special, finish_special};
 
 use crate::real::{Outcome, Place, command, need, noise, run};
 
@@ -164,12 +164,12 @@ fn a_link_in_a_pipes_place_is_not_followed() {
         inode: &inode,
         xattrs: &xattrs,
     };
-    let made = make_other(out.root(), b"pipe", &inode).unwrap();
+    let made = create_special(out.root(), b"pipe", &inode).unwrap();
     let name = dir.path().join("out/pipe");
     let aside = dir.path().join("out/aside");
     fs::rename(&name, &aside).unwrap();
     symlink(&prize.path, &name).unwrap();
-    let unset = finish_other(made.as_fd(), &attributes, true);
+    let unset = finish_special(made.as_fd(), &attributes, true);
     assert!(unset.is_empty(), "{unset:?}");
     prize.is_untouched();
     // The created file got all attributes, whatever its name is now.
@@ -199,8 +199,8 @@ fn attributes_of_a_link_are_its_own() {
         inode: &inode,
         xattrs: &xattrs,
     };
-    let made = make_other(out.root(), b"link", &inode).unwrap();
-    let unset = finish_other(made.as_fd(), &attributes, true);
+    let made = create_special(out.root(), b"link", &inode).unwrap();
+    let unset = finish_special(made.as_fd(), &attributes, true);
     assert!(unset.is_empty(), "{unset:?}");
     prize.is_untouched();
     let metadata = fs::symlink_metadata(dir.path().join("out/link")).unwrap();
@@ -241,9 +241,9 @@ fn a_race_changes_only_the_created_file() {
             }
         });
         for _ in 0..20_000 {
-            match make_other(out.root(), b"pipe", &inode) {
+            match create_special(out.root(), b"pipe", &inode) {
                 Ok(made) => {
-                    finish_other(made.as_fd(), &attributes, true);
+                    finish_special(made.as_fd(), &attributes, true);
                     won += 1;
                 }
                 Err(_) => lost += 1,

@@ -120,7 +120,7 @@ fn every_end_but_the_right_one_is_refused() {
         let error = refused(&disk, &stream[..end], &options);
         let is_end = matches!(
             error,
-            ImageError::Stream(StreamError::CutOff { .. } | StreamError::NotAnExport)
+            ImageError::Stream(StreamError::Truncated { .. } | StreamError::NotAnExport)
         );
         assert!(is_end, "{end}: {error:?}");
     }

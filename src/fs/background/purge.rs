@@ -58,7 +58,7 @@ impl Filesystem {
                 Ok(true) => {}
                 Ok(false) => return false,
                 Err(error) => {
-                    tracing::error!(%error, "records of deleted snapshots could not be dropped yet");
+                    tracing::error!(%error, "records of deleted snapshots are not dropped yet");
                     return false;
                 }
             }

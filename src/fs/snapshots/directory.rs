@@ -112,8 +112,8 @@ impl Filesystem {
         }
     }
 
-    /// The node of a name that leads to, into or out of a directory that holds views. `None` for any
-    /// other name.
+    /// The node of a name that leads to, into or out of a directory that holds views. `None` for
+    /// any other name.
     pub(in crate::fs) fn node_at_views(
         &self,
         parent: NodeId,

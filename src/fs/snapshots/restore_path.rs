@@ -1,8 +1,8 @@
 //! Restoring one path: the file or directory in the snapshot is copied, and the copy replaces the
 //! one in the live view in one rename.
 //!
-//! The copy is made in a temporary directory without a name, an orphan, which the next mount removes
-//! after a power cut. The copy has inodes of its own and shares the sealed objects
+//! The copy is made in a temporary directory without a name, an orphan, which the next mount
+//! removes after a power cut. The copy has inodes of its own and shares the sealed objects
 //! ([`crate::object`]). The replaced file or directory becomes an orphan too; it is removed with
 //! everything below it when no program has it open.
 

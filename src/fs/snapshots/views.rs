@@ -227,8 +227,8 @@ impl Filesystem {
         let pause = self.meta.exclusive_permit();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
-        // The clock may advance in ticks. The next write must have another time than the last one, or
-        // programs that compare times would miss the change.
+        // The clock may advance in ticks. The next write must have another time than the last one,
+        // or programs that compare times would miss the change.
         while Timespec::now() == paused {
             std::thread::sleep(TICK_FRACTION);
         }

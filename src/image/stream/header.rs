@@ -15,9 +15,9 @@
 //! The only key set was drawn for this stream and seals all of it, metadata and contents. No volume
 //! used it before, and a volume that imports the stream writes nothing under it.
 //!
-//! Invariants: one parse of exactly the bytes that are authenticated; duplicate or unknown fields
-//! and whatever is too large is refused; of an [`UnverifiedExport`], only who may hold the keys is
-//! used.
+//! Invariants: the header is parsed once, from exactly the bytes that are authenticated. Duplicate
+//! fields, unknown fields and values that are too large are refused. Until it is authenticated
+//! ([`UnverifiedExport`]), only the fields that locate and unwrap the keys are used.
 
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,7 @@ pub struct ExportProvenance {
     pub created: i64,
 }
 
-/// How much follows.
+/// Numbers of what follows the header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counts {
@@ -120,7 +120,7 @@ pub struct ExportHeader {
     pub key_set: TransportedKeySet,
     /// Where the image came from.
     pub provenance: ExportProvenance,
-    /// How much follows.
+    /// Numbers of what follows the header.
     pub counts: Counts,
 }
 
@@ -171,16 +171,18 @@ impl ExportHeader {
     }
 
     fn check_customer_key(&self) -> Result<(), StreamError> {
-        let managed = self.key_mode == KeyMode::PlatformAndCustomer;
+        let customer_managed = self.key_mode == KeyMode::PlatformAndCustomer;
         let Some(key) = &self.customer_key else {
-            let fits = if managed { Err(()) } else { Ok(()) };
-            return fits.map_err(|()| invalid("its customer key is not named"));
+            return match customer_managed {
+                true => Err(invalid("its customer key is not named")),
+                false => Ok(()),
+            };
         };
         let text_ok = |text: &String| {
             (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
         };
         let texts = [&key.provider, &key.key_version, &key.algorithm];
-        if !managed || !texts.into_iter().all(text_ok) {
+        if !customer_managed || !texts.into_iter().all(text_ok) {
             return Err(invalid("its customer key does not fit its key mode"));
         }
         Ok(())

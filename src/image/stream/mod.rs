@@ -57,21 +57,21 @@ pub enum StreamError {
     NotAnExport,
     /// It was written by a newer program.
     #[error(
-        "the image was exported by a newer bilayer (format {found}); this one reads {supported}"
+        "the image was exported by a newer bilayer (format {format}); this one reads {supported}"
     )]
     NewerFormat {
         /// Format of the stream.
-        found: u64,
+        format: u64,
         /// Newest format that is read.
         supported: u32,
     },
     /// It was written by an older program.
     #[error(
-        "the image was exported by an older bilayer (format {found}); this one reads {supported}"
+        "the image was exported by an older bilayer (format {format}); this one reads {supported}"
     )]
     OlderFormat {
         /// Format of the stream.
-        found: u64,
+        format: u64,
         /// The format that is read.
         supported: u32,
     },
@@ -85,18 +85,18 @@ pub enum StreamError {
     #[error("the export's header does not authenticate: it is not the one that was written")]
     HeaderTampered,
     /// The stream ends too early.
-    #[error("the export is cut off within {within}")]
-    CutOff {
+    #[error("the export is truncated within {within}")]
+    Truncated {
         /// What was being read.
         within: &'static str,
     },
     /// A section does not match what must follow.
-    #[error("the export is damaged: {found} where {wanted} should follow")]
+    #[error("the export is damaged: {actual} where {wanted} should follow")]
     OutOfOrder {
         /// The expected section.
         wanted: String,
-        /// The section that was found.
-        found: String,
+        /// The section that follows.
+        actual: String,
     },
     /// The end mark does not authenticate the stream.
     #[error("the export does not authenticate as a whole: its {what}")]
@@ -113,7 +113,7 @@ pub enum StreamError {
     /// The image is under a customer key, and none was given.
     #[error("the image needs its customer key")]
     CustomerKeyNeeded {
-        /// Where the unverified header says it is.
+        /// The URI of the key that the unverified header claims.
         claimed: String,
     },
     /// A customer key was given for an image that is not under one.
@@ -121,13 +121,13 @@ pub enum StreamError {
     Downgraded,
     /// The given customer key is not the image's.
     #[error(
-        "the customer key {given} (fingerprint {found}) is not the one of the image ({wanted})"
+        "the customer key {given} (fingerprint {fingerprint}) is not that of the image ({wanted})"
     )]
     WrongCustomerKey {
         /// The given key.
         given: String,
         /// Its fingerprint.
-        found: String,
+        fingerprint: String,
         /// The fingerprint that the unverified header names.
         wanted: String,
     },
@@ -149,7 +149,7 @@ impl StreamError {
             Self::OlderFormat { .. } => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
             Self::HeaderTampered
-            | Self::CutOff { .. }
+            | Self::Truncated { .. }
             | Self::OutOfOrder { .. }
             | Self::Tampered { .. }
             | Self::Downgraded
@@ -164,18 +164,18 @@ impl StreamError {
     /// What the user can do next, if anything.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::NotAnExport => "make one: bilayer image export VOLUME NAME FILE",
+            Self::NotAnExport => "export an image: bilayer image export VOLUME NAME FILE",
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
             Self::OlderFormat { .. } => "export the image again, with this version",
             Self::HeaderInvalid(_)
             | Self::HeaderTampered
-            | Self::CutOff { .. }
+            | Self::Truncated { .. }
             | Self::OutOfOrder { .. }
             | Self::Tampered { .. }
             | Self::Trailing => "fetch it again, or export the image again",
             Self::Downgraded => {
-                "somebody may have put another image in its place; if it is the right one, leave \
-                 the customer key out"
+                "another image may have been put in its place; if it is the right one, leave the \
+                 customer key out"
             }
             Self::CustomerKeyNeeded { claimed } => {
                 return Some(format!(
@@ -184,7 +184,9 @@ impl StreamError {
             }
             Self::WrongCustomerKey { .. } => "name the right key: --customer-key URI",
             Self::Key(error) => return error.hint().map(str::to_owned),
-            Self::Io { .. } if self.kind() == ErrorKind::NoSpace => "make room where it goes",
+            Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
+                "make room on the filesystem that it is written to"
+            }
             Self::Io { .. } => usual_hint(ErrorKind::Io),
         };
         Some(text.to_owned())

@@ -52,7 +52,7 @@ impl<'a> StreamReader<'a> {
 
     fn first_line(&mut self) -> Result<(), StreamError> {
         let line = match self.line(MAX_FIRST_LINE) {
-            Err(StreamError::CutOff { .. } | StreamError::HeaderInvalid(_)) => {
+            Err(StreamError::Truncated { .. } | StreamError::HeaderInvalid(_)) => {
                 return Err(StreamError::NotAnExport);
             }
             result => result?,
@@ -60,31 +60,31 @@ impl<'a> StreamReader<'a> {
         let text = std::str::from_utf8(&line).ok();
         let number = text.and_then(|text| text.strip_prefix(FIRST_WORD));
         let plain = number.filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-        let found: u64 = plain
+        let format: u64 = plain
             .and_then(|digits| digits.parse().ok())
             .ok_or(StreamError::NotAnExport)?;
-        if found > u64::from(STREAM_VERSION) {
+        if format > u64::from(STREAM_VERSION) {
             return Err(StreamError::NewerFormat {
-                found,
+                format,
                 supported: STREAM_VERSION,
             });
         }
-        if line != format!("{FIRST_WORD}{found}").into_bytes() || found == 0 {
+        if line != format!("{FIRST_WORD}{format}").into_bytes() || format == 0 {
             return Err(StreamError::NotAnExport);
         }
-        if found < u64::from(STREAM_VERSION) {
+        if format < u64::from(STREAM_VERSION) {
             return Err(StreamError::OlderFormat {
-                found,
+                format,
                 supported: STREAM_VERSION,
             });
         }
         Ok(())
     }
 
-    /// One line of the header, without its newline, of at most `most` bytes.
-    fn line(&mut self, most: usize) -> Result<Vec<u8>, StreamError> {
+    /// One line of the header, without its newline, of at most `max_bytes` bytes.
+    fn line(&mut self, max_bytes: usize) -> Result<Vec<u8>, StreamError> {
         let mut line = Vec::new();
-        let bound = most as u64 + 1;
+        let bound = max_bytes as u64 + 1;
         (&mut self.from)
             .take(bound)
             .read_until(b'\n', &mut line)
@@ -93,7 +93,7 @@ impl<'a> StreamReader<'a> {
         match line.pop() {
             Some(b'\n') => Ok(line),
             Some(_) if line.len() as u64 + 1 == bound => Err(invalid("a line of it is too long")),
-            _ => Err(StreamError::CutOff {
+            _ => Err(StreamError::Truncated {
                 within: "its header",
             }),
         }
@@ -117,7 +117,7 @@ impl<'a> StreamReader<'a> {
         self.from
             .read_exact(buffer)
             .map_err(|error| match error.kind() {
-                ErrorKind::UnexpectedEof => StreamError::CutOff { within },
+                ErrorKind::UnexpectedEof => StreamError::Truncated { within },
                 _ => StreamError::io("cannot read the export")(error),
             })
     }
@@ -134,13 +134,13 @@ impl<'a> StreamReader<'a> {
 
     fn tag(&mut self, wanted: u8, section: &dyn Fn() -> String) -> Result<(), StreamError> {
         let within = "the list of its objects";
-        let [found] = self.array(within)?;
-        if found == wanted {
+        let [actual] = self.array(within)?;
+        if actual == wanted {
             return Ok(());
         }
         Err(StreamError::OutOfOrder {
             wanted: section(),
-            found: match found {
+            actual: match actual {
                 TAG_META => "metadata".to_owned(),
                 TAG_OBJECT => "another object".to_owned(),
                 TAG_END => "the end".to_owned(),
@@ -157,11 +157,11 @@ impl<'a> StreamReader<'a> {
     pub fn meta(&mut self, counts: &Counts) -> Result<(), StreamError> {
         let wanted = || format!("metadata of {} strides", counts.meta_strides);
         self.tag(TAG_META, &wanted)?;
-        let found = self.number("its metadata")?;
-        if found != counts.meta_strides {
+        let strides = self.number("its metadata")?;
+        if strides != counts.meta_strides {
             return Err(StreamError::OutOfOrder {
                 wanted: wanted(),
-                found: format!("{found} strides"),
+                actual: format!("{strides} strides"),
             });
         }
         Ok(())
@@ -181,15 +181,15 @@ impl<'a> StreamReader<'a> {
             )
         };
         self.tag(TAG_OBJECT, &|| describe(name, pages))?;
-        let found_name = ObjectName {
+        let actual_name = ObjectName {
             folder: FolderNumber(self.number(within)?),
             object: ObjectId(self.array(within)?),
         };
-        let found_pages = u32::from_le_bytes(self.array(within)?);
-        if (found_name, found_pages) != (name, pages) {
+        let actual_pages = u32::from_le_bytes(self.array(within)?);
+        if (actual_name, actual_pages) != (name, pages) {
             return Err(StreamError::OutOfOrder {
                 wanted: describe(name, pages),
-                found: describe(found_name, found_pages),
+                actual: describe(actual_name, actual_pages),
             });
         }
         Ok(())
@@ -223,7 +223,7 @@ impl<'a> StreamReader<'a> {
             });
         }
         match self.fill_unhashed(&mut [0], within) {
-            Err(StreamError::CutOff { .. }) => Ok(()),
+            Err(StreamError::Truncated { .. }) => Ok(()),
             Ok(()) => Err(StreamError::Trailing),
             failed => failed,
         }

@@ -1,4 +1,4 @@
-//! Streams: what is written is read, and nothing else is.
+//! Streams: a reader accepts a written stream, and refuses every other one.
 
 use std::io::Read;
 
@@ -77,12 +77,12 @@ fn sample() -> Vec<u8> {
         let page = vec![number; pages as usize * crate::sealed::PAGE_BYTES];
         stream.put(&page).expect("pages");
     }
-    let describe = stream.end().expect("end");
-    assert_eq!(describe, bytes.len() as u64);
+    let len = stream.end().expect("end");
+    assert_eq!(len, bytes.len() as u64);
     bytes
 }
 
-/// Reads a stream as an import does; the second number is that of the bytes taken from it.
+/// Reads a stream as an import does.
 fn read(bytes: &mut dyn Read) -> Result<(), StreamError> {
     let (mut stream, unverified) = StreamReader::begin(bytes)?;
     let header = unverified.verify(&keys())?;
@@ -97,7 +97,7 @@ fn read(bytes: &mut dyn Read) -> Result<(), StreamError> {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn a_written_stream_can_be_read() {
     let bytes = sample();
     assert!(read(&mut &*bytes).is_ok());
     let start = b"bilayer-export 2\n{\"features\":[],\"export\":\"07070707";
@@ -108,7 +108,7 @@ fn what_is_written_is_read() {
     assert_eq!(unverified.claims(), &header());
 }
 
-/// In pieces as a pipe may give them.
+/// A pipe may return a stream in pieces.
 #[test]
 fn pieces_of_any_size_are_the_same_stream() {
     struct Trickle<'a>(&'a [u8], usize);
@@ -148,10 +148,10 @@ fn every_bit_counts() {
 fn every_end_but_the_right_one_is_refused() {
     let bytes = sample();
     for len in 0..bytes.len() {
-        let refused = read(&mut &bytes[..len]).expect_err("cut");
+        let refused = read(&mut &bytes[..len]).expect_err("truncated");
         let expected = matches!(
             refused,
-            StreamError::CutOff { .. } | StreamError::NotAnExport
+            StreamError::Truncated { .. } | StreamError::NotAnExport
         );
         assert!(expected, "{len}: {refused:?}");
         assert!(refused.hint().is_some());
@@ -276,18 +276,18 @@ fn headers_are_read_strictly() {
 }
 
 #[test]
-fn versions_are_told_apart() {
+fn versions_are_distinguished() {
     let of = |first: &str| {
         let text = [first.as_bytes(), &sample()[17..]].concat();
         read(&mut &*text).expect_err("another version")
     };
     assert!(matches!(
         of("bilayer-export 3\n"),
-        StreamError::NewerFormat { found: 3, .. }
+        StreamError::NewerFormat { format: 3, .. }
     ));
-    // It carried key sets of a volume.
+    // Its streams contained key sets of a volume.
     let older = of("bilayer-export 1\n");
-    assert!(matches!(older, StreamError::OlderFormat { found: 1, .. }));
+    assert!(matches!(older, StreamError::OlderFormat { format: 1, .. }));
     assert!(older.hint().is_some_and(|hint| hint.contains("again")));
     for first in [
         "bilayer-export 0\n",
@@ -303,11 +303,11 @@ fn versions_are_told_apart() {
     }
 }
 
-/// Gives a beginning and then one byte for ever, and counts what is taken.
+/// Returns a start and then one byte forever, and counts the bytes that are read.
 struct Endless<'a> {
     start: &'a [u8],
     byte: u8,
-    taken: usize,
+    read_bytes: usize,
 }
 
 impl Read for Endless<'_> {
@@ -317,7 +317,7 @@ impl Read for Endless<'_> {
         buffer[..count].copy_from_slice(now);
         buffer[count..].fill(self.byte);
         self.start = later;
-        self.taken += buffer.len();
+        self.read_bytes += buffer.len();
         Ok(buffer.len())
     }
 }
@@ -335,7 +335,7 @@ fn a_header_without_end_is_not_read_to_it() {
         let mut endless = Endless {
             start,
             byte: b'0',
-            taken: 0,
+            read_bytes: 0,
         };
         let refused = read(&mut endless).expect_err("endless");
         assert!(
@@ -346,9 +346,9 @@ fn a_header_without_end_is_not_read_to_it() {
             "{refused:?}"
         );
         assert!(
-            endless.taken <= MAX_HEADER_BYTES + (128 << 10),
+            endless.read_bytes <= MAX_HEADER_BYTES + (128 << 10),
             "{}",
-            endless.taken
+            endless.read_bytes
         );
     }
 }
@@ -363,7 +363,7 @@ proptest! {
         prop_assert!(read(&mut &*behind).is_err());
     }
 
-    /// Headers with something cut out, doubled or put in: no panic, and nothing that verifies.
+    /// A header with bytes removed or replaced neither panics nor verifies.
     #[test]
     fn changed_headers_are_an_error(
         at in 0usize..1400,
