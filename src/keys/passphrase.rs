@@ -42,8 +42,8 @@ impl PassphraseSource {
         with_secrets(|| self.get(what, false))
     }
 
-    /// Obtains a passphrase that will protect `what` (a path, which the prompt shows). On a terminal
-    /// the user is asked twice, and again if the two differ.
+    /// Obtains a passphrase that will protect `what` (a path, which the prompt shows). A user at a
+    /// terminal types it twice, and once more if the two differ.
     ///
     /// # Errors
     /// Kind `KeyUnavailable` if there is no passphrase, or it is empty or too long; `Usage` if the
