@@ -109,7 +109,10 @@ enum Command {
     #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
     Keygen(KeygenArgs),
     /// Change the passphrase of a customer key
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  bilayer key passwd /media/key.pem"
+    )]
     Key(KeyCommand),
     /// Write man pages and completions for shells below a directory
     #[command(
