@@ -97,7 +97,7 @@ impl CustomerKeys {
 
     /// Encrypts as data unit `unit`, in place or from one buffer to another, and returns the tag.
     /// This leaves parts of the keys on the stack, as do opening and verifying. Callers that
-    /// process pages wipe it, once for many pages ([`StackWipe`](crate::sys::wipe::StackWipe)).
+    /// process pages wipe it, once for many pages (`sys::wipe::StackWipe`).
     #[inline(never)]
     pub fn seal(
         &self,
