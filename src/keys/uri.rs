@@ -75,7 +75,7 @@ impl KeyUri {
             return Err(usage("the URI of the key is too long"));
         }
         let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(usage("its name is no URI"));
+            return Err(usage("it is no URI, since it has no scheme"));
         };
         if !scheme.eq_ignore_ascii_case("file") {
             return Err(usage(format!(

@@ -9,6 +9,8 @@ use std::time::Duration;
 use crate::real::{Mounted, Place, command, have, need, noise, run, wait_until, write_synced};
 
 const LIMIT: Duration = Duration::from_secs(240);
+/// How long a filesystem may take until space of removed files can be used again.
+const FREED_AFTER: Duration = Duration::from_secs(30);
 const LEN: usize = 100_000;
 
 /// A filesystem of some type in a file.
@@ -82,12 +84,8 @@ fn remove_all(mounted: &Mounted<'_>) {
 #[track_caller]
 fn assert_writable(mounted: &Mounted<'_>) {
     let path = mounted.path("again");
-    let limit = Duration::from_secs(30);
-    assert!(wait_until(limit, || write_synced(
-        &path,
-        &noise(1, 1 << 20)
-    )
-    .is_ok()));
+    let contents = noise(1, 1 << 20);
+    assert!(wait_until(FREED_AFTER, || write_synced(&path, &contents).is_ok()));
 }
 
 fn assert_still_usable(place: &Place, disk: Option<&Disk>, volume: &str) {
@@ -99,9 +97,10 @@ fn assert_still_usable(place: &Place, disk: Option<&Disk>, volume: &str) {
     assert!(fs::read(mounted.path("f7")).unwrap() == noise(7, LEN));
     remove_all(&mounted);
     assert_writable(&mounted);
-    // Unmounting while the volume is full, and so is the disk.
+    // Unmounting while the volume is full, and so is the disk. Some filesystems free space, or
+    // return it to a quota, only after a while.
     remove_all(&mounted);
-    fill(&mounted, "g");
+    assert!(wait_until(FREED_AFTER, || fill(&mounted, "g") > 20));
     if let Some(disk) = disk {
         disk.fill();
     }
@@ -122,7 +121,8 @@ fn assert_still_usable(place: &Place, disk: Option<&Disk>, volume: &str) {
     // Deleting a snapshot that uses all of the space.
     remove_all(&mounted);
     for number in 0..first / 2 {
-        write_synced(&mounted.path(&format!("s{number}")), &noise(number, LEN)).unwrap();
+        let (path, contents) = (mounted.path(&format!("s{number}")), noise(number, LEN));
+        assert!(wait_until(FREED_AFTER, || write_synced(&path, &contents).is_ok()));
     }
     place.run("snapshot create mnt one").done();
     remove_all(&mounted);
