@@ -1,10 +1,10 @@
 //! bilayer: a FUSE filesystem that encrypts everything it stores in two independent layers.
 //!
-//! `docs/ARCHITECTURE.md` is the map. Modules import only modules below them:
+//! `docs/ARCHITECTURE.md` has the map of the modules. A module imports only modules below it:
 //!
 //! ```text
-//! cli ─► fuse ─► fs ─► {meta, object} ─► sealed ─► layers ─► store
-//!                 volume, keys beside
+//! cli ─► daemon ─► fuse ─► fs ─► {meta, object} ─► sealed ─► {layers, store}
+//!            volume, keys beside; image above them
 //! ```
 
 pub mod audit;

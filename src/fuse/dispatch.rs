@@ -16,7 +16,7 @@ use crate::fs::Filesystem;
 
 /// READs and WRITEs up to this size may be served inline: two sealed pages cost less than waking a
 /// worker.
-const INLINE_BYTES: usize = 8 << 10;
+const SERVED_INLINE_BYTES: usize = 8 << 10;
 /// An inline READ or WRITE that takes longer has accessed the disk ...
 const INLINE_TIME_MAX: Duration = Duration::from_micros(300);
 /// ... and the workers serve this number of later ones.
@@ -80,7 +80,7 @@ impl Dispatch {
     /// busy (otherwise a worker on another CPU is the better choice), and none of the last ones was
     /// slow.
     fn admit_inline(&self, bytes: usize) -> bool {
-        if bytes > INLINE_BYTES {
+        if bytes > SERVED_INLINE_BYTES {
             return false;
         }
         let mut penalty = self.inline_penalty.lock();

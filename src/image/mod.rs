@@ -271,7 +271,7 @@ impl ImageError {
             Self::MissingObject { .. } => {
                 "it was removed from the volume's directory; restore it from a backup"
             }
-            _ if self.kind() == ErrorKind::NoSpace => "make room on the backing filesystem",
+            _ if self.kind() == ErrorKind::NoSpace => "make space on the backing filesystem",
             Self::Meta(_) | Self::Page { .. } | Self::NoKeySet { .. } => {
                 "see what else is damaged: bilayer check VOLUME"
             }

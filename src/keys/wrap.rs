@@ -238,7 +238,7 @@ pub(crate) fn unwrap_infrastructure(
 }
 
 /// Wraps the customer DEK of a platform-managed volume.
-pub(crate) fn wrap_customer(
+pub(crate) fn wrap_customer_with_platform_key(
     key: &PlatformCustomerKey,
     version: PlatformVersion,
     context: &WrapContext,
@@ -249,7 +249,7 @@ pub(crate) fn wrap_customer(
 }
 
 /// Unwraps the customer DEK of a platform-managed volume.
-pub(crate) fn unwrap_customer(
+pub(crate) fn unwrap_customer_with_platform_key(
     key: &PlatformCustomerKey,
     version: PlatformVersion,
     context: &WrapContext,
@@ -424,7 +424,8 @@ mod tests {
         );
         let dek = InfrastructureDek::random().expect("dek");
         let record = wrap_infrastructure(&outer, VERSION, &context(), &dek).expect("wrap");
-        let error = unwrap_customer(&inner, VERSION, &context(), &record).expect_err("role");
+        let error = unwrap_customer_with_platform_key(&inner, VERSION, &context(), &record)
+            .expect_err("role");
         assert_eq!(error.kind(), ErrorKind::Tampered);
         // Nor does the payload pass where the additional data would.
         let text = aead::payload(&prefix(Role::Infrastructure, &context()), dek.expose());
@@ -443,13 +444,14 @@ mod tests {
     fn every_bit_of_a_platform_wrap_counts() {
         let key = PlatformCustomerKey::random().expect("key");
         let dek = CustomerDek::random().expect("dek");
-        let record = wrap_customer(&key, VERSION, &context(), &dek).expect("wrap");
+        let record =
+            wrap_customer_with_platform_key(&key, VERSION, &context(), &dek).expect("wrap");
         assert_eq!(record.ciphertext.len(), 12 + 109 + 16);
         for bit in 0..record.ciphertext.len() * 8 {
             let mut changed = record.clone();
             changed.ciphertext[bit / 8] ^= 1 << (bit % 8);
             assert!(
-                unwrap_customer(&key, VERSION, &context(), &changed).is_err(),
+                unwrap_customer_with_platform_key(&key, VERSION, &context(), &changed).is_err(),
                 "bit {bit}"
             );
         }
@@ -457,7 +459,7 @@ mod tests {
             let mut truncated = record.clone();
             truncated.ciphertext.truncate(len);
             assert!(
-                unwrap_customer(&key, VERSION, &context(), &truncated).is_err(),
+                unwrap_customer_with_platform_key(&key, VERSION, &context(), &truncated).is_err(),
                 "{len} bytes"
             );
         }

@@ -139,8 +139,8 @@ struct State {
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
     counters: Counters,
-    /// All inodes from this one on, and all of their records, were created in the live generation,
-    /// so no older versions of them exist.
+    /// The first inode number that was allocated in the live generation. The records of inodes from
+    /// this one on have no older versions.
     first_fresh: Ino,
     /// Number of the newest batch.
     applied: u64,
@@ -312,7 +312,8 @@ impl Meta {
         &self.file
     }
 
-    /// The position of a name among its directory's entries, unless another entry occupies it.
+    /// The hash of a name, which is its entry's position in the directory. If another name with the
+    /// same hash is there, the entry takes a position nearby.
     pub fn name_hash(&self, name: &[u8]) -> u32 {
         keys::name_hash(&self.hash_key, name)
     }

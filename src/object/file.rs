@@ -43,8 +43,9 @@ pub enum Extent {
 /// One chunk of a file.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Generation of the record that it was read from or last published as, or in which its newest
-    /// part was made. No older view sees the newest part as it is now.
+    /// The generation of the record from which it was read, or as which it was last published. If a
+    /// newer part was made since, the generation in which that was made. No view of an older
+    /// generation sees the newest part as it is now.
     pub generation: Generation,
     /// Its composition now.
     pub extent: Extent,

@@ -20,12 +20,14 @@
 //! the parts below the newest are collected from the top: as many as bring the list back to that
 //! length, and further ones while the visible pages of the next part are at most [`GROWTH`] times
 //! those collected above it. So a large old part is not rewritten for the sake of a few pages.
-//! Apart from the merges that the length requires, which concern the small parts on top, a page is
-//! copied only into an object at least 1½ times as large as its former one, and thus only a few
-//! times until it is in the largest. For a chunk of 1041 pages with a snapshot between any two
-//! rounds of writing, the pages copied per page written are (the test below has the bounds): 13 if
-//! each round changes one page, 7 for five pages, 3 for fifty, less than one for three hundred,
-//! none if all are overwritten.
+//! The merges that the length requires concern the small parts on top. All others copy a page only
+//! into an object at least 1½ times as large as its former one. So a page is copied only a few times
+//! until it is in the largest.
+//!
+//! An example: a chunk of 1041 pages, with a snapshot between any two rounds of writing. If each
+//! round writes one page, 13 pages are copied for each page written. It is 7 if each round writes
+//! five pages, 3 for fifty, less than one for three hundred, and none if all are overwritten. The
+//! test below has the bounds.
 //!
 //! **Space**: hidden pages are not copied. The parts of one list hold at most about 2½ times the
 //! pages that are visible in it. While kept views see the former parts, copied pages take space

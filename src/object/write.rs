@@ -303,8 +303,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Seals pages and writes them to the chunk's newest part `id`. Without data, seals the page at
-    /// `start` as it reads. The gate must be held.
+    /// Seals pages and writes them to the chunk's newest part `id`. Without data, seals the
+    /// present contents of the page at `start`. The gate must be held.
     fn write_pages(
         &self,
         file: &File,

@@ -7,7 +7,7 @@
 //! | | contents ([`ContentsFile`]) | metadata ([`MetaFile`]) |
 //! |---|---|---|
 //! | payload, page, stride | 4032, 4096, 4096 bytes | 4096, 4160, 4608 bytes |
-//! | a page is rewritten | in place, whole: old or new, both authentic | never once committed |
+//! | a page is rewritten | in place, whole: old or new, both authentic | never after its commit |
 //! | page 0 | as any other | two slots, written alternately |
 //!
 //! A copy of the metadata that is made page by page ([`PageCopy`]) has the geometry of metadata.

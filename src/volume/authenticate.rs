@@ -41,11 +41,11 @@ impl Authenticated {
         let claims = unverified.claims();
         let keystore = PlatformKeystore::open(&options.keystore)?;
         let record = keystore.record(claims.volume_id())?;
-        let customer_key = open_customer_key(claims, options, record.as_ref())?;
-        let keys = unwrap_key_sets(claims, &keystore, customer_key.as_deref())?;
+        let private_key = open_customer_key(claims, options, record.as_ref())?;
+        let keys = unwrap_key_sets(claims, &keystore, private_key.as_deref())?;
         // The private half is no longer needed. A child process that probes an unresponsive
         // filesystem, and is left behind, would otherwise keep a copy of it.
-        let customer_key = customer_key.map(|key| key.public_half());
+        let customer_key = private_key.map(|key| key.public_half());
         let header = unverified.verify(&keys)?;
         let ancestry = Ancestry::of(&header, &keys)?;
         let this = Self {

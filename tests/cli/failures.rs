@@ -268,7 +268,7 @@ fn a_full_disk_at_create_leaves_nothing() {
     let refused = place.run("create disk/vol");
     fails(&refused, 6, "No space left");
     assert!(
-        refused.stderr.contains("hint: make room"),
+        refused.stderr.contains("hint: make space"),
         "{}",
         refused.stderr
     );

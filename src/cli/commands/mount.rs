@@ -25,7 +25,7 @@ Options (-o):
   passphrase_fd=N            first line of that open descriptor: the same passphrase
   fingerprint=HEX            refuse the volume unless it has this fingerprint
   commit=SECONDS             longest time before a change is on disk without fsync
-  checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
+  checkpoint=SECONDS         how often the metadata is copied to checkpoints/; default 600, 0 never
   workers=N                  threads for contents
   follow_caller=on|off       keep the reading thread on its caller's CPU
   nfs_export=on|off          keep file handles valid, for an NFS server; the default is off
@@ -41,7 +41,7 @@ Options (-o):
   trusted                    suid and dev also for a volume that was imported, or deployed to other
                              keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
                              (in fstab only this option reaches bilayer)
-  remount                    change ro, rw and the options on the next lines of a mount
+  remount                    change ro, rw and the options on the next lines while mounted
   nodev dev nosuid suid noexec exec noatime atime sync async dirsync
                              as in mount(8); nodev,nosuid unless root mounts
   relatime, strictatime      when times of access change; atime is relatime

@@ -185,7 +185,7 @@ impl StreamError {
             Self::WrongCustomerKey { .. } => "name the right key: --customer-key URI",
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
-                "make room on the filesystem that it is written to"
+                "make space on the filesystem that it is written to"
             }
             Self::Io { .. } => usual_hint(ErrorKind::Io),
         };

@@ -240,7 +240,7 @@ impl PlatformKeystore {
         dek: &CustomerDek,
     ) -> Result<WrapRecord, KeyError> {
         let (version, keys) = self.current()?;
-        wrap::wrap_customer(&keys.customer, version, context, dek)
+        wrap::wrap_customer_with_platform_key(&keys.customer, version, context, dek)
     }
 
     /// Unwraps the customer DEK of a platform-managed volume.
@@ -250,7 +250,7 @@ impl PlatformKeystore {
         record: &WrapRecord,
     ) -> Result<CustomerDek, KeyError> {
         let (version, keys) = self.version_of(record)?;
-        wrap::unwrap_customer(&keys.customer, version, context, record)
+        wrap::unwrap_customer_with_platform_key(&keys.customer, version, context, record)
     }
 
     fn current(&self) -> Result<(PlatformVersion, &Version), KeyError> {
