@@ -176,7 +176,8 @@ fn a_hangup_reopens_the_files() {
     fs::rename(&audit, &rotated).unwrap();
     fs::rename(place.path("log"), place.path("log.1")).unwrap();
     mounted.signal(Signal::HUP);
-    let is_new = || fs::read_to_string(place.path("log")).is_ok_and(|log| log.contains("was reopened"));
+    let is_new =
+        || fs::read_to_string(place.path("log")).is_ok_and(|log| log.contains("was reopened"));
     assert!(wait_until(LIMIT, is_new));
     fs::create_dir(mounted.path(".snapshots/one")).unwrap();
     assert_eq!(of_action(&place, "create-snapshot").len(), 1);
