@@ -156,8 +156,8 @@ impl Meta {
         Ok(outcome)
     }
 
-    /// For each version, oldest first, whether it is needed. `next` is the generation of the version
-    /// that follows the last of them.
+    /// For each version, oldest first, whether it is needed. `next` is the generation of the
+    /// version that follows the last of them.
     fn needed(&self, versions: &[(Generation, Vec<u8>)], next: Generation) -> Vec<bool> {
         let views = self.views.read();
         let ends = versions.iter().skip(1).map(|(at, _)| *at).chain([next]);

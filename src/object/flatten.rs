@@ -21,8 +21,8 @@
 //! length, and further ones while the visible pages of the next part are at most [`GROWTH`] times
 //! those collected above it. So a large old part is not rewritten for the sake of a few pages.
 //! The merges that the length requires concern the small parts on top. All others copy a page only
-//! into an object at least 1½ times as large as its former one. So a page is copied only a few times
-//! until it is in the largest.
+//! into an object at least 1½ times as large as its former one. So a page is copied only a few
+//! times until it is in the largest.
 //!
 //! An example: a chunk of 1041 pages, with a snapshot between any two rounds of writing. If each
 //! round writes one page, 13 pages are copied for each page written. It is 7 if each round writes

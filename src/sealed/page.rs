@@ -5,7 +5,8 @@
 //!  | nonce | outer tag | inner tag | epoch | sequence | reserved | payload …
 //! ```
 //! Numbers little-endian; epoch 4 bytes, sequence 8, reserved 8 and zero. Both layers
-//! authenticate the same 64 bytes of additional data (AAD), which ends with a copy of the page's bytes 44..64:
+//! authenticate the same 64 bytes of additional data (AAD), which ends with a copy of the page's
+//! bytes 44..64:
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
