@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::real::{Outcome, Place, as_user, command, need, pid_of, run_within};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped};
@@ -175,9 +175,19 @@ impl<'a> Cluster<'a> {
         self.run("pg_checksums", &["--check"]);
     }
 
-    /// Kills the server as a crash would; its children notice and end.
+    /// Kills the server and its children, as a crash would. A child that waits for a lock of one that
+    /// is gone would not notice, and keep the shared memory for ever.
     fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
+            let pid = server.id();
+            // From here on it starts no other child.
+            let _ = kill_process(pid_of(&server), Signal::STOP);
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            for child in children.unwrap_or_default().split_whitespace() {
+                if let Some(child) = child.parse().ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(child, Signal::KILL);
+                }
+            }
             let _ = server.kill();
             let _ = server.wait();
         }
