@@ -175,8 +175,8 @@ impl<'a> Cluster<'a> {
         self.run("pg_checksums", &["--check"]);
     }
 
-    /// Kills the server and its children, as a crash would. A child that waits for a lock of one that
-    /// is gone would not notice, and keep the shared memory for ever.
+    /// Kills the server and its children, as a crash would. A child that waits for a lock of one
+    /// that is gone would not notice, and keep the shared memory for ever.
     fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
             let pid = server.id();
