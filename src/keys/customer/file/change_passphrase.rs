@@ -25,7 +25,8 @@ use crate::sys::wipe::with_secrets;
 /// # Errors
 /// Kind `Usage` if the file has no private RSA key or is no plain file, `WrongKey` if the old
 /// passphrase is wrong, `KeyUnavailable` if a passphrase is not available, `Io` and `NoSpace` for
-/// failures of the operating system. The file is unchanged then.
+/// failures of the operating system. The file is unchanged then, unless only the sync of its
+/// directory failed.
 pub fn change_passphrase(
     path: &Path,
     old: &PassphraseSource,
