@@ -340,6 +340,11 @@ fn key_errors() -> Vec<KeyError> {
         ErrorKind::NotAVolume => ErrorKind::NotAVolume;
         ErrorKind::InUse => ErrorKind::InUse;
         ErrorKind::KeyUnavailable => ErrorKind::KeyUnavailable;
+        ErrorKind::KeyDisabled => ErrorKind::KeyDisabled;
+        ErrorKind::KeyExpired => ErrorKind::KeyExpired;
+        ErrorKind::KeyDeleted => ErrorKind::KeyDeleted;
+        ErrorKind::KeyForbidden => ErrorKind::KeyForbidden;
+        ErrorKind::KeyUnreachable => ErrorKind::KeyUnreachable;
         ErrorKind::WrongKey => ErrorKind::WrongKey;
         ErrorKind::KeystoreMissing => ErrorKind::KeystoreMissing;
         ErrorKind::KeystoreInvalid => ErrorKind::KeystoreInvalid;

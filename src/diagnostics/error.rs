@@ -72,6 +72,11 @@ impl ExitCode {
             ErrorKind::NotAVolume => Self::NotFound,
             ErrorKind::InUse => Self::InUse,
             ErrorKind::KeyUnavailable
+            | ErrorKind::KeyDisabled
+            | ErrorKind::KeyExpired
+            | ErrorKind::KeyDeleted
+            | ErrorKind::KeyForbidden
+            | ErrorKind::KeyUnreachable
             | ErrorKind::WrongKey
             | ErrorKind::KeystoreMissing
             | ErrorKind::KeystoreInvalid => Self::Key,

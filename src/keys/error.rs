@@ -15,6 +15,16 @@ pub enum ErrorKind {
     InUse,
     /// The key, or its passphrase, is not available.
     KeyUnavailable,
+    /// The key, or its newest version, is disabled at its provider.
+    KeyDisabled,
+    /// The key is past its date, or not valid yet.
+    KeyExpired,
+    /// The key was deleted at its provider, or never was there.
+    KeyDeleted,
+    /// The provider refuses this user the key.
+    KeyForbidden,
+    /// The provider does not answer, or cannot now. This says nothing about the key.
+    KeyUnreachable,
     /// The key is not the one that the volume was created with.
     WrongKey,
     /// There is no platform keystore, or it lacks what the volume needs.
@@ -41,6 +51,11 @@ impl ErrorKind {
             Self::NotAVolume => "not-a-volume",
             Self::InUse => "in-use",
             Self::KeyUnavailable => "key-unavailable",
+            Self::KeyDisabled => "key-disabled",
+            Self::KeyExpired => "key-expired",
+            Self::KeyDeleted => "key-deleted",
+            Self::KeyForbidden => "key-forbidden",
+            Self::KeyUnreachable => "key-unreachable",
             Self::WrongKey => "wrong-key",
             Self::KeystoreMissing => "keystore-missing",
             Self::KeystoreInvalid => "keystore-invalid",
@@ -135,6 +150,11 @@ pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
         ErrorKind::NotAVolume => "make one: bilayer create DIR, or check the path",
         ErrorKind::InUse => "see who has it: fuser -v VOLUME/lock",
         ErrorKind::KeyUnavailable => "see that the file is there, and that this user may read it",
+        ErrorKind::KeyDisabled => "enable the key at its provider, or name another slot's key",
+        ErrorKind::KeyExpired => "extend the key's dates at its provider, or rotate to a new version",
+        ErrorKind::KeyDeleted => "restore the key at its provider, or name another slot's key",
+        ErrorKind::KeyForbidden => "have the provider's administrator allow this user to unwrap",
+        ErrorKind::KeyUnreachable => "see that the provider runs and can be reached, then try again",
         ErrorKind::WrongKey => "name the key, or give the passphrase, that it was made with",
         ErrorKind::KeystoreMissing => {
             "name the keystore that the volume was made with: --platform-keystore DIR"

@@ -30,7 +30,7 @@ pub mod transport;
 pub mod uri;
 pub mod wrap;
 
-pub use customer::{CustomerKeyProvider, KeyDescription};
+pub use customer::{CustomerKeyProvider, KeyVersion, WrapAlgorithm, WrappingKey};
 pub use error::{ErrorKind, KeyError};
 pub use keystore::{
     KnownKeySet, PlatformKeystore, RememberedDirectory, RememberedVolume, VolumeRecord, WriterLock,

@@ -10,7 +10,7 @@ use crate::control::paths;
 use crate::daemon::size;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::keys::customer::file;
-use crate::keys::{KeyDescription, PassphraseSource};
+use crate::keys::{KeyUri, PassphraseSource, WrappingKey};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct KeygenArgs {
@@ -38,10 +38,14 @@ pub(in crate::cli) fn run(args: &KeygenArgs) -> Result<(), UserError> {
         Some(path) => PassphraseSource::File(paths::absolute(path)?),
         None => PassphraseSource::None,
     };
-    let key = keygen(&paths::absolute(&args.file)?, args.bits, &passphrase)?;
+    let path = paths::absolute(&args.file)?;
+    let key = keygen(&path, args.bits, &passphrase)?;
+    let uri = KeyUri::from_file(&path)
+        .map_err(|error| UserError::key("cannot name the new key", &error))?;
     print(&format!(
-        "{} ({} bits, version {})\n",
-        key.uri, key.bits, key.key_version
+        "{uri} ({} bits, version {})\n",
+        key.bits(),
+        key.fingerprint()
     ))
 }
 
@@ -50,7 +54,7 @@ fn keygen(
     path: &Path,
     bits: usize,
     passphrase: &PassphraseSource,
-) -> Result<KeyDescription, UserError> {
+) -> Result<WrappingKey, UserError> {
     let doing = || format!("cannot make the key {}", path.display());
     let passphrase = match passphrase {
         PassphraseSource::None => None,

@@ -1,8 +1,12 @@
 //! Customer keys: RSA keys that wrap customer DEKs, wherever they are stored.
 //!
-//! A provider has a URI and three operations. Wherever the key is stored, the wrap is RSA-OAEP with
-//! SHA-256 for both hashes (RFC 8017 section 7.1; `RSA-OAEP-256` of RFC 7518) and an empty label,
-//! so a key can be moved to another kind of storage without changing stored wraps.
+//! A provider finds the key that a URI names, and decrypts with its private half. Wrapping needs
+//! only the public half and is done here ([`WrappingKey`]), the same for all providers. So a key can
+//! be moved to another kind of storage without changing stored wraps, and DEKs that are drawn later
+//! are wrapped without the provider.
+//!
+//! A key may have versions. They are told apart by their public halves; their names serve people
+//! and the provider's requests.
 
 use std::fmt;
 
@@ -15,50 +19,53 @@ use crate::sys::wipe::with_secrets;
 
 pub mod file;
 mod pem;
+mod wrapping_key;
 
-/// Name of the algorithm in headers and logs (RFC 7518).
-pub const ALGORITHM: &str = "RSA-OAEP-256";
+pub use wrapping_key::{WrapAlgorithm, WrappingKey};
 
 /// Accepted sizes of RSA keys, in bits.
 pub const RSA_BITS: [usize; 3] = [2048, 3072, 4096];
 
-/// The public description of a customer key.
+/// One version of a customer key.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KeyDescription {
-    /// Its location.
-    pub uri: KeyUri,
-    /// Its wrapping algorithm: [`ALGORITHM`].
-    pub algorithm: &'static str,
-    /// Size of the modulus in bits.
-    pub bits: usize,
-    /// Identifies this key: SHA-256 of its SubjectPublicKeyInfo (DER), 64 hexadecimal digits.
-    pub key_version: String,
-    /// True if the private half is available, so that [`CustomerKeyProvider::unwrap`] can work.
-    pub can_unwrap: bool,
+pub struct KeyVersion {
+    /// The provider's name for it; `None` for keys without versions. It may come from an
+    /// unauthenticated superblock, so a provider checks its form before it is part of a request.
+    pub name: Option<String>,
+    /// Its public half.
+    pub key: WrappingKey,
 }
 
-/// Holds a customer key.
+/// Finds a customer key, and decrypts with it.
 pub trait CustomerKeyProvider: Send + Sync + fmt::Debug {
-    /// The public description of the key.
-    fn describe(&self) -> &KeyDescription;
+    /// The URI that names the key.
+    fn uri(&self) -> &KeyUri;
 
-    /// Encrypts `plain` (at most 190 bytes, which fit a 2048-bit key) to the key, which needs only
-    /// the public half. The ciphertext is as long as the modulus.
+    /// The version that new wraps are made to: the one that the URI names, otherwise the newest
+    /// that is enabled.
     ///
     /// # Errors
-    /// When `plain` is too long, or there is no randomness.
-    fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError>;
+    /// Kind `KeyDisabled`, `KeyExpired`, `KeyDeleted`, `KeyForbidden`, `KeyUnreachable` or
+    /// `KeyUnavailable` if there is none.
+    fn current(&self) -> Result<KeyVersion, KeyError>;
 
-    /// Decrypts what [`Self::wrap`] made.
+    /// Decrypts what was wrapped to `version`, with the version of this key that has its public
+    /// half.
     ///
     /// # Errors
-    /// Kind `KeyUnavailable` if only the public half is available, `WrongKey` if the ciphertext
-    /// does not decrypt. The reason is not stated, as that would be an oracle.
-    fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError>;
+    /// Kind `WrongKey` if no version of this key has that public half, and nothing was decrypted;
+    /// `Tampered` if the ciphertext does not decrypt (the reason is not stated, as that would be an
+    /// oracle); otherwise as [`Self::current`].
+    fn unwrap(
+        &self,
+        version: &KeyVersion,
+        ciphertext: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError>;
 
-    /// The key without its private half: it wraps but does not unwrap. An open volume keeps this,
-    /// to wrap further DEKs without a passphrase and without a secret in memory.
-    fn public_half(&self) -> Box<dyn CustomerKeyProvider>;
+    /// False if only the public half is available, so that [`Self::unwrap`] always fails.
+    fn can_unwrap(&self) -> bool {
+        true
+    }
 }
 
 /// Opens the key that the URI names. The passphrase is requested only if it is needed.
@@ -70,9 +77,29 @@ pub fn open(
     uri: &KeyUri,
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
-    let Scheme::File(path) = uri.scheme();
-    with_secrets(|| {
-        let key = file::FileKey::open(uri, path, passphrase)?;
-        Ok(Box::new(key) as _)
+    with_secrets(|| match uri.scheme() {
+        Scheme::File(path) => {
+            let key = file::FileKey::open(uri, path, passphrase)?;
+            Ok(Box::new(key) as _)
+        }
     })
+}
+
+/// The error for a version of which a provider has no private half.
+pub(crate) fn not_this_key(uri: &KeyUri, version: &KeyVersion) -> KeyError {
+    KeyError::new(
+        super::error::ErrorKind::WrongKey,
+        format!(
+            "{uri} has no version with the public key {}",
+            version.key.fingerprint()
+        ),
+    )
+}
+
+/// The error for a ciphertext that does not decrypt.
+pub(crate) fn does_not_decrypt(uri: &KeyUri) -> KeyError {
+    KeyError::new(
+        super::error::ErrorKind::Tampered,
+        format!("{uri} does not open what was wrapped to it"),
+    )
 }

@@ -16,11 +16,10 @@ use pkcs8::pkcs5::pbes2::Kdf;
 use pkcs8::{EncryptedPrivateKeyInfo, SecretDocument};
 use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey};
 use rsa::pkcs8::{DecodePrivateKey, DecodePublicKey};
-use rsa::traits::PublicKeyParts;
-use rsa::{BigUint, RsaPrivateKey, RsaPublicKey};
+use rsa::{RsaPrivateKey, RsaPublicKey};
 use zeroize::Zeroizing;
 
-use super::RSA_BITS;
+use super::{WrapAlgorithm, WrappingKey};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::secret::Passphrase;
@@ -29,9 +28,6 @@ use crate::keys::secret::Passphrase;
 const MAX_SCRYPT_BYTES: u64 = 1 << 30;
 /// Limit on the iterations that the PBKDF2 parameters of a key file may require.
 const MAX_PBKDF2_ITERATIONS: u32 = 20_000_000;
-/// Smallest public exponent (NIST SP 800-56B revision 2, section 6.2).
-const MIN_EXPONENT: u32 = 65537;
-
 /// The key in a file.
 pub(super) enum PemKey {
     /// Both halves.
@@ -94,7 +90,7 @@ pub(super) fn parse(
         }
         other => return Err(refused(path, &format!("holds a {other:?} and no RSA key"))),
     };
-    check(&key.public(), path)?;
+    wrapping_key(key.public(), path)?;
     Ok(key)
 }
 
@@ -122,26 +118,12 @@ fn public(key: Option<RsaPublicKey>, path: &Path) -> Result<PemKey, KeyError> {
         .ok_or_else(|| refused(path, "holds no usable RSA public key"))
 }
 
-/// Checks the size and the exponent.
-fn check(key: &RsaPublicKey, path: &Path) -> Result<(), KeyError> {
-    let bits = key.n().bits();
-    if !RSA_BITS.contains(&bits) {
-        return Err(refused(path, &format!("holds an RSA key of {bits} bits"))
-            .with_hint("RSA keys of 2048, 3072 and 4096 bits are accepted"));
-    }
-    let exponent = key.e();
-    let odd = exponent
-        .to_bytes_le()
-        .first()
-        .is_some_and(|byte| byte & 1 == 1);
-    if !odd || *exponent < BigUint::from(MIN_EXPONENT) {
-        return Err(refused(
-            path,
-            &format!("holds an RSA key with the public exponent {exponent}"),
-        )
-        .with_hint("the exponent has to be odd and at least 65537"));
-    }
-    Ok(())
+/// The public half, if its size and exponent are accepted. `path` is for the error.
+pub(super) fn wrapping_key(key: RsaPublicKey, path: &Path) -> Result<WrappingKey, KeyError> {
+    WrappingKey::new(key, WrapAlgorithm::RsaOaepSha256).map_err(|error| {
+        let hint = error.hint().map(str::to_owned).unwrap_or_default();
+        refused(path, &format!("is not accepted: {error}")).with_hint(hint)
+    })
 }
 
 /// Opens an encrypted PKCS#8 document. Only here is a passphrase requested.

@@ -15,15 +15,16 @@ use std::path::Path;
 
 use pkcs8::LineEnding;
 use pkcs8::pkcs5::{pbes2, scrypt};
-use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey};
+use rsa::RsaPrivateKey;
+use rsa::pkcs8::EncodePrivateKey;
 use rsa::rand_core::OsRng;
-use rsa::traits::PublicKeyParts;
-use rsa::{Oaep, RsaPrivateKey, RsaPublicKey};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::pem::{self, PemKey};
-use super::{ALGORITHM, CustomerKeyProvider, KeyDescription, RSA_BITS};
+use super::{
+    CustomerKeyProvider, KeyVersion, RSA_BITS, WrapAlgorithm, WrappingKey, does_not_decrypt,
+    not_this_key,
+};
 use crate::keys::error::{ErrorKind, KeyError, while_doing};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::secret::Passphrase;
@@ -38,8 +39,8 @@ pub const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 
 /// A key in a PEM file.
 pub struct FileKey {
-    description: KeyDescription,
-    public: RsaPublicKey,
+    uri: KeyUri,
+    key: WrappingKey,
     private: Option<PrivateKey>,
 }
 
@@ -57,84 +58,63 @@ impl FileKey {
             refuse_shared(&file, path)?;
         }
         let key = pem::parse(&text, path, passphrase)?;
-        let public = key.public();
+        let public = pem::wrapping_key(key.public(), path)?;
         let private = match key {
             PemKey::Private(key) => Some(PrivateKey::new(*key)?),
             PemKey::Public(_) => None,
         };
-        let description = KeyDescription {
-            uri: uri.clone(),
-            algorithm: ALGORITHM,
-            bits: public.n().bits(),
-            key_version: key_version(&public)?,
-            can_unwrap: private.is_some(),
-        };
         Ok(Self {
-            description,
-            public,
+            uri: uri.clone(),
+            key: public,
             private,
         })
     }
 }
 
 impl CustomerKeyProvider for FileKey {
-    fn describe(&self) -> &KeyDescription {
-        &self.description
+    fn uri(&self) -> &KeyUri {
+        &self.uri
     }
 
-    fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let padding = Oaep::new::<rsa::sha2::Sha256>();
-        // The padded number reveals the plaintext.
-        with_secrets(|| self.public.encrypt(&mut OsRng, padding, plain)).map_err(|error| {
-            KeyError::new(
-                ErrorKind::KeyUnavailable,
-                format!("{} cannot wrap: {error}", self.description.uri),
-            )
+    fn current(&self) -> Result<KeyVersion, KeyError> {
+        Ok(KeyVersion {
+            name: None,
+            key: self.key.clone(),
         })
     }
 
-    fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    fn unwrap(
+        &self,
+        version: &KeyVersion,
+        ciphertext: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        if !version.key.is_same_key(&self.key) {
+            return Err(not_this_key(&self.uri, version));
+        }
         let Some(private) = &self.private else {
             return Err(KeyError::new(
                 ErrorKind::KeyUnavailable,
-                format!(
-                    "{} is only the public half of the key",
-                    self.description.uri
-                ),
+                format!("{} is only the public half of the key", self.uri),
             )
             .with_hint("name the private key: file:/path/to/private.pem"));
         };
-        if wrapped.len() != self.public.size() {
-            return Err(self.does_not_open());
+        if ciphertext.len() != self.key.ciphertext_bytes() {
+            return Err(does_not_decrypt(&self.uri));
         }
-        with_secrets(|| private.decrypt(wrapped)).ok_or_else(|| self.does_not_open())
+        with_secrets(|| private.decrypt(version.key.algorithm(), ciphertext))
+            .ok_or_else(|| does_not_decrypt(&self.uri))
     }
 
-    fn public_half(&self) -> Box<dyn CustomerKeyProvider> {
-        Box::new(Self {
-            description: KeyDescription {
-                can_unwrap: false,
-                ..self.description.clone()
-            },
-            public: self.public.clone(),
-            private: None,
-        })
-    }
-}
-
-impl FileKey {
-    fn does_not_open(&self) -> KeyError {
-        KeyError::new(
-            ErrorKind::WrongKey,
-            format!("{} does not open what was wrapped", self.description.uri),
-        )
+    fn can_unwrap(&self) -> bool {
+        self.private.is_some()
     }
 }
 
 impl fmt::Debug for FileKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileKey")
-            .field("description", &self.description)
+            .field("uri", &self.uri)
+            .field("key", &self.key)
             .finish_non_exhaustive()
     }
 }
@@ -156,9 +136,12 @@ impl PrivateKey {
             .map(Self)
     }
 
-    fn decrypt(&self, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    fn decrypt(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let mut out = Zeroizing::new(vec![0; self.0.min_output_size()]);
-        let algorithm = &aws_lc_rs::rsa::OAEP_SHA256_MGF1SHA256;
+        let algorithm = match algorithm {
+            WrapAlgorithm::RsaOaepSha256 => &aws_lc_rs::rsa::OAEP_SHA256_MGF1SHA256,
+            WrapAlgorithm::RsaOaepSha1 => &aws_lc_rs::rsa::OAEP_SHA1_MGF1SHA1,
+        };
         let len = self
             .0
             .decrypt(algorithm, wrapped, &mut out, None)
@@ -179,15 +162,15 @@ impl PrivateKey {
         Ok(Self(key))
     }
 
-    fn decrypt(&self, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let padding = Oaep::new::<rsa::sha2::Sha256>();
+    fn decrypt(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let padding = algorithm.padding();
         let plain = self.0.decrypt_blinded(&mut OsRng, padding, wrapped).ok()?;
         Some(Zeroizing::new(plain))
     }
 }
 
 /// Generates an RSA key and writes it to `path` as PKCS#8 PEM with mode 0600, encrypted if a
-/// passphrase is given. Returns its public description.
+/// passphrase is given. Returns its public half.
 ///
 /// The file is complete only once this returns. An existing file is never overwritten, but is an
 /// error. File and directory are durable on return.
@@ -199,7 +182,7 @@ pub fn generate(
     path: &Path,
     bits: usize,
     passphrase: Option<&Passphrase>,
-) -> Result<KeyDescription, KeyError> {
+) -> Result<WrappingKey, KeyError> {
     if !RSA_BITS.contains(&bits) {
         return Err(KeyError::new(
             ErrorKind::Usage,
@@ -207,7 +190,8 @@ pub fn generate(
         )
         .with_hint("choose 2048, 3072 or 4096"));
     }
-    let uri = KeyUri::from_file(path)?;
+    // A path that no URI can name would make the key useless.
+    KeyUri::from_file(path)?;
     // Tried first, so that nobody waits for a key that cannot be written. The file is removed while
     // the key is generated, so that an interrupted command leaves nothing behind.
     drop(create_new(path)?);
@@ -217,13 +201,7 @@ pub fn generate(
     let file = create_new(path)?;
     let written = with_secrets(|| write_key(&file, path, &key, passphrase));
     match written {
-        Ok(()) => Ok(KeyDescription {
-            uri,
-            algorithm: ALGORITHM,
-            bits,
-            key_version: key_version(&key.to_public_key())?,
-            can_unwrap: true,
-        }),
+        Ok(()) => pem::wrapping_key(key.to_public_key(), path),
         Err(error) => {
             // A partial key is worthless. A failure to remove it matters less than the first error.
             let _ = std::fs::remove_file(path);
@@ -349,13 +327,6 @@ fn refuse_shared(file: &File, path: &Path) -> Result<(), KeyError> {
         );
     }
     Ok(())
-}
-
-fn key_version(key: &RsaPublicKey) -> Result<String, KeyError> {
-    let der = key
-        .to_public_key_der()
-        .map_err(|_| KeyError::new(ErrorKind::Usage, "the RSA public key cannot be encoded"))?;
-    Ok(hex::encode(Sha256::digest(der.as_bytes())))
 }
 
 #[cfg(test)]

@@ -12,13 +12,13 @@
 //! characters, so it can be printed and logged. Errors show nothing of a refused URI but its
 //! scheme: the rest may be a secret. Two spellings of the same path are equal.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error::{ErrorKind, KeyError};
+
+mod file;
 
 /// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;
@@ -58,7 +58,7 @@ impl KeyUri {
     /// # Errors
     /// Kind `Usage` if the path is not absolute or too long.
     pub fn from_file(path: &Path) -> Result<Self, KeyError> {
-        let uri = Self(Scheme::File(absolute(path, None)?));
+        let uri = Self(Scheme::File(file::absolute(path, None)?));
         if uri.to_string().len() > MAX_URI_BYTES {
             return Err(usage("the path of the key is too long"));
         }
@@ -77,32 +77,12 @@ impl KeyUri {
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(usage("it is no URI, since it has no scheme"));
         };
-        if !scheme.eq_ignore_ascii_case("file") {
-            return Err(usage(format!(
+        match scheme.to_ascii_lowercase().as_str() {
+            "file" => Ok(Self(Scheme::File(file::parse(rest, directory)?))),
+            _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
-            )));
+            ))),
         }
-        if rest.contains(['?', '#']) {
-            return Err(usage(
-                "a file URI has a path and nothing else (write ? as %3f and # as %23)",
-            ));
-        }
-        let path = match rest.strip_prefix("//") {
-            None => rest,
-            Some(with_host) => with_host
-                .strip_prefix("localhost")
-                .unwrap_or(with_host)
-                .starts_with('/')
-                .then(|| with_host.strip_prefix("localhost").unwrap_or(with_host))
-                .ok_or_else(|| usage("the URI names another host"))?,
-        };
-        let bytes = percent_decode(path)
-            .ok_or_else(|| usage("% in the URI must be followed by two hexadecimal digits"))?;
-        if bytes.is_empty() || bytes.contains(&0) {
-            return Err(usage("the URI has no usable path"));
-        }
-        let path = absolute(Path::new(OsStr::from_bytes(&bytes)), directory)?;
-        Ok(Self(Scheme::File(path)))
     }
 }
 
@@ -116,24 +96,9 @@ impl FromStr for KeyUri {
 
 impl fmt::Display for KeyUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scheme::File(path) = &self.0;
-        f.write_str("file:")?;
-        for chunk in path.as_os_str().as_bytes().utf8_chunks() {
-            for character in chunk.valid().chars() {
-                if character.is_control() || "%?#,\"\\".contains(character) {
-                    let mut buffer = [0; 4];
-                    for byte in character.encode_utf8(&mut buffer).bytes() {
-                        write!(f, "%{byte:02x}")?;
-                    }
-                } else {
-                    write!(f, "{character}")?;
-                }
-            }
-            for byte in chunk.invalid() {
-                write!(f, "%{byte:02x}")?;
-            }
+        match &self.0 {
+            Scheme::File(path) => file::write(path, f),
         }
-        Ok(())
     }
 }
 
@@ -141,43 +106,11 @@ fn usage(message: impl Into<String>) -> KeyError {
     KeyError::new(ErrorKind::Usage, message).with_hint(SUPPORTED)
 }
 
-/// The path without `.` components and doubled slashes. `..` is kept: after a symbolic link it does
-/// not mean what its text suggests.
-fn absolute(path: &Path, directory: Option<&Path>) -> Result<PathBuf, KeyError> {
-    let joined = match directory {
-        Some(directory) => directory.join(path),
-        None => path.to_owned(),
-    };
-    if !joined.is_absolute() {
-        return Err(usage(format!(
-            "the path of the key, {}, is not absolute",
-            path.display()
-        )));
-    }
-    Ok(joined
-        .components()
-        .filter(|component| *component != Component::CurDir)
-        .collect())
-}
-
-fn percent_decode(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let digits = [bytes.next()?, bytes.next()?];
-        let mut value = [0u8];
-        hex::decode_to_slice(digits, &mut value).ok()?;
-        decoded.push(value[0]);
-    }
-    Some(decoded)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
