@@ -44,8 +44,8 @@ use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, MetaFile, PAGE_BYTES, PAYLOAD_BYTES};
 use crate::store::{Adopted, OpenMode, Store, StorePath};
 use crate::volume::{
-    FreshVolume, Inheritance, KeyHolder, META_NAME, NewVolume, Provenance, Volume, VolumeError,
-    create_volume,
+    FreshVolume, Inheritance, KeyHolder, META_NAME, NewCustomer, NewVolume, Provenance, Volume,
+    VolumeError, create_volume,
 };
 
 /// An image of an open volume.
@@ -109,22 +109,27 @@ pub fn deploy(
     options: &DeployOptions,
     progress: &dyn Progress,
 ) -> Result<Deployed, ImageError> {
+    let audit_refusal = |error: &VolumeError| {
+        Record::new("deploy-image")
+            .with("kind", error.kind().name())
+            .with_text("source_volume", source.volume.header.volume_id())
+            .with("source_image", source.image)
+            .refused(error);
+    };
     // Before anything is written, since this may ask for a passphrase and fail.
-    let named = options
+    let provider = options
         .customer_key
         .as_ref()
         .map(|uri| customer::open(uri, &options.passphrase))
         .transpose()
         .map_err(VolumeError::from)
-        .inspect_err(|error| {
-            Record::new("deploy-image")
-                .with("kind", error.kind().name())
-                .with_text("source_volume", source.volume.header.volume_id())
-                .with("source_image", source.image)
-                .refused(error);
-        })?;
-    let own = source.volume.customer_key.as_deref();
-    let customer_key = named.as_deref().or(own);
+        .inspect_err(audit_refusal)?;
+    let named = provider
+        .as_deref()
+        .map(NewCustomer::with_key)
+        .transpose()
+        .map_err(VolumeError::from)
+        .inspect_err(audit_refusal)?;
     let limit_bytes = options
         .size_bytes
         .unwrap_or(source.meta.counters().limit_bytes);
@@ -132,7 +137,16 @@ pub fn deploy(
     // A keystore that cannot be opened, or does not exist yet, is another one; if it cannot be used
     // at all, creating the volume reports that.
     let inherits = PlatformKeystore::open(&options.keystore)
-        .is_ok_and(|keystore| holder.matches(&keystore, customer_key));
+        .is_ok_and(|keystore| holder.matches(&keystore, named.as_ref()));
+    let own = NewCustomer::of(source.volume);
+    let customer = match (named, own) {
+        // Its other slots are inherited too.
+        (Some(named), Some(own)) if inherits => Some(NewCustomer {
+            uri: named.uri,
+            ..own
+        }),
+        (named, own) => named.or(own),
+    };
     let inheritance = Inheritance {
         key_sets: match inherits {
             true => source.volume.keys.iter().map(Arc::clone).collect(),
@@ -149,7 +163,7 @@ pub fn deploy(
     };
     let new_volume = NewVolume {
         action: "deploy-image",
-        customer_key,
+        customer,
         keystore: &options.keystore,
         size_bytes: (limit_bytes > 0).then_some(limit_bytes),
         inherited: Some(&inheritance),

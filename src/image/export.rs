@@ -30,7 +30,7 @@ use crate::ids::{CryptoId, Epoch, ExportId};
 use crate::keys::transport::{
     self, Argon2idCost, TransportContext, TransportKeys, TransportMethod,
 };
-use crate::keys::{CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, customer};
+use crate::keys::{KeyError, KeyUri, KeyVersion, PassphraseSource, customer};
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::copy::{CopiedChunk, CopyOptions, Records};
 use crate::meta::keys::Table;
@@ -126,7 +126,17 @@ fn export_unaudited(
         .map(|uri| customer::open(uri, &options.passphrase))
         .transpose()
         .map_err(StreamError::from)?;
-    let customer = named.as_deref().or(volume.customer_key.as_deref());
+    let customer = match &named {
+        Some(provider) => Some(ExportKey {
+            provider: provider.uri().to_string(),
+            version: provider.current().map_err(StreamError::from)?,
+        }),
+        None => volume.opened_by.as_ref().map(|opened| ExportKey {
+            provider: opened.uri.to_string(),
+            version: opened.key.version.clone(),
+        }),
+    };
+    let customer = customer.as_ref();
     let (method, transport) = transport_keys(volume, options, export)?;
     let set = Arc::new(KeySet::random(EPOCH).map_err(key_random)?);
     let key_set = wrap(customer, export, &transport, &set)?;
@@ -139,14 +149,7 @@ fn export_unaudited(
         export,
         key_mode: key_mode(volume, customer)?,
         transport: method,
-        customer_key: customer.map(|provider| {
-            let description = provider.describe();
-            CustomerKeyClaim {
-                provider: description.uri.to_string(),
-                key_version: description.key_version.clone(),
-                algorithm: description.algorithm.to_owned(),
-            }
-        }),
+        customer_key: customer.map(|key| CustomerKeyClaim::new(key.provider.clone(), &key.version)),
         meta,
         key_set,
         provenance: ExportProvenance {
@@ -168,6 +171,13 @@ fn export_unaudited(
     })
 }
 
+/// The customer key that an export is made for.
+struct ExportKey {
+    /// Its URI, for people.
+    provider: String,
+    version: KeyVersion,
+}
+
 fn transport_keys(
     volume: &Volume,
     options: &ExportOptions,
@@ -183,10 +193,7 @@ fn transport_keys(
 }
 
 /// Key mode of the export: never weaker than that of the volume.
-fn key_mode(
-    volume: &Volume,
-    customer: Option<&dyn CustomerKeyProvider>,
-) -> Result<KeyMode, ImageError> {
+fn key_mode(volume: &Volume, customer: Option<&ExportKey>) -> Result<KeyMode, ImageError> {
     match (volume.header.key_mode(), customer) {
         (_, Some(_)) => Ok(KeyMode::PlatformAndCustomer),
         (KeyMode::PlatformManaged, None) => Ok(KeyMode::PlatformManaged),
@@ -196,7 +203,7 @@ fn key_mode(
 
 /// Wraps both DEKs of the export's key set.
 fn wrap(
-    customer: Option<&dyn CustomerKeyProvider>,
+    customer: Option<&ExportKey>,
     export: ExportId,
     keys: &TransportKeys,
     set: &KeySet,
@@ -207,7 +214,7 @@ fn wrap(
         epoch: set.epoch,
     };
     let customer = match customer {
-        Some(provider) => transport::wrap_with_customer_key(provider, &context, &set.customer),
+        Some(key) => transport::wrap_with_customer_key(&key.version.key, &context, &set.customer),
         None => keys.wrap_customer(&context, &set.customer),
     };
     let infrastructure = keys.wrap_infrastructure(&context, &set.infrastructure);

@@ -26,8 +26,8 @@ use crate::check;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::transport::{self, TransportContext, TransportKeys, TransportMethod};
-use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystore};
-use crate::layers::{ExportKeys, KeySet};
+use crate::keys::{ErrorKind, KeyError, KeyUri, KeyVersion, PassphraseSource, PlatformKeystore};
+use crate::layers::{CustomerDek, ExportKeys, KeySet};
 use crate::meta::MetaError;
 use crate::meta::copy::{self, CopyOptions};
 use crate::meta::page_set::{CHUNK_PAGES, capacity_of_pages, pages_of_capacity, pages_taken};
@@ -39,7 +39,8 @@ use crate::object::{
 use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES, SealedError};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{
-    FreshVolume, Inheritance, KeyMode, META_NAME, NewVolume, Provenance, VolumeError, create_volume,
+    FreshVolume, Inheritance, KeyMode, META_NAME, NewCustomer, NewVolume, Provenance, VolumeError,
+    create_volume,
 };
 
 /// Options of an import.
@@ -103,10 +104,11 @@ pub fn import(
             foreign: true,
         },
     };
-    let customer = opened.customer.take();
+    let provider = new_customer.or_else(|| opened.customer.take());
+    let customer = provider.as_deref().map(NewCustomer::with_key).transpose();
     let new_volume = NewVolume {
         action: "import-image",
-        customer_key: new_customer.as_deref().or(customer.as_deref()),
+        customer: customer.map_err(VolumeError::from)?,
         keystore: &options.keystore,
         size_bytes: options.size_bytes,
         inherited: Some(&inheritance),
@@ -419,32 +421,45 @@ fn customer_key(
     options: &ImportOptions,
 ) -> Result<Option<Box<dyn CustomerKeyProvider>>, StreamError> {
     let named = options.customer_key.as_ref();
-    let (wanted, uri) = match (&claims.customer_key, named) {
+    let uri = match (&claims.customer_key, named) {
         (None, None) => return Ok(None),
         (None, Some(_)) => return Err(StreamError::Downgraded),
-        (Some(wanted), Some(uri)) => (wanted, uri),
+        (Some(_), Some(uri)) => uri,
         (Some(wanted), None) => {
             return Err(StreamError::CustomerKeyNeeded {
                 claimed: wanted.provider.clone(),
             });
         }
     };
-    let provider = customer::open(uri, &options.passphrase)?;
-    let given = provider.describe();
-    if given.key_version != wanted.key_version {
-        return Err(StreamError::WrongCustomerKey {
-            given: given.uri.to_string(),
-            fingerprint: given.key_version.clone(),
-            wanted: wanted.key_version.clone(),
-        });
+    Ok(Some(customer::open(uri, &options.passphrase)?))
+}
+
+fn wrong_customer_key(
+    provider: &dyn CustomerKeyProvider,
+    wanted: &KeyVersion,
+) -> Result<StreamError, KeyError> {
+    Ok(StreamError::WrongCustomerKey {
+        given: provider.uri().to_string(),
+        fingerprint: provider.current()?.key.fingerprint().to_owned(),
+        wanted: wanted.key.fingerprint().to_owned(),
+    })
+}
+
+/// Unwraps the customer DEK of an image that names this key.
+fn unwrap_customer(
+    claims: &ExportHeader,
+    provider: &dyn CustomerKeyProvider,
+) -> Result<CustomerDek, StreamError> {
+    let claim = claims.customer_key.as_ref();
+    let wanted = claim.ok_or_else(keys_not_derivable)?.to_version()?;
+    let context = context_of(claims);
+    let wrapped = &claims.key_set.customer;
+    match transport::unwrap_with_customer_key(provider, &wanted, &context, wrapped) {
+        Err(error) if error.kind() == ErrorKind::WrongKey => {
+            Err(wrong_customer_key(provider, &wanted)?)
+        }
+        unwrapped => Ok(unwrapped?),
     }
-    if given.algorithm != wanted.algorithm {
-        return Err(StreamError::HeaderInvalid(format!(
-            "its keys are wrapped by {:?}",
-            wanted.algorithm
-        )));
-    }
-    Ok(Some(provider))
 }
 
 fn transport_keys(
@@ -490,9 +505,7 @@ fn unwrap(
     let context = context_of(claims);
     let infrastructure = keys.unwrap_infrastructure(&context, &set.infrastructure)?;
     let customer = match (claims.key_mode, customer) {
-        (KeyMode::PlatformAndCustomer, Some(provider)) => {
-            transport::unwrap_with_customer_key(provider, &context, &set.customer)?
-        }
+        (KeyMode::PlatformAndCustomer, Some(provider)) => unwrap_customer(claims, provider)?,
         (KeyMode::PlatformManaged, None) => keys.unwrap_customer(&context, &set.customer)?,
         _ => return Err(keys_not_derivable()),
     };

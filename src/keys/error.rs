@@ -151,10 +151,14 @@ pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
         ErrorKind::InUse => "see who has it: fuser -v VOLUME/lock",
         ErrorKind::KeyUnavailable => "see that the file is there, and that this user may read it",
         ErrorKind::KeyDisabled => "enable the key at its provider, or name another slot's key",
-        ErrorKind::KeyExpired => "extend the key's dates at its provider, or rotate to a new version",
+        ErrorKind::KeyExpired => {
+            "extend the key's dates at its provider, or rotate to a new version"
+        }
         ErrorKind::KeyDeleted => "restore the key at its provider, or name another slot's key",
         ErrorKind::KeyForbidden => "have the provider's administrator allow this user to unwrap",
-        ErrorKind::KeyUnreachable => "see that the provider runs and can be reached, then try again",
+        ErrorKind::KeyUnreachable => {
+            "see that the provider runs and can be reached, then try again"
+        }
         ErrorKind::WrongKey => "name the key, or give the passphrase, that it was made with",
         ErrorKind::KeystoreMissing => {
             "name the keystore that the volume was made with: --platform-keystore DIR"

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::aead::{self, RoleCipher};
-use super::customer::CustomerKeyProvider;
+use super::customer::{CustomerKeyProvider, KeyVersion};
 use super::encoding::hex_bytes;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{PlatformCustomerKey, PlatformKey};
@@ -57,6 +57,8 @@ const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
 pub const PLATFORM_ALGORITHM: &str = "ChaCha20-Poly1305";
 /// Prefix of the provider of a platform wrap; the keystore's id follows.
 pub const PLATFORM_PREFIX: &str = "platform:";
+/// Prefix of the provider of a wrap to a customer key; the number of its slot follows.
+const SLOT_PREFIX: &str = "slot:";
 
 /// Longest ciphertext in a wrap record, in bytes.
 pub(super) const MAX_CIPHERTEXT_BYTES: usize = 1024;
@@ -105,7 +107,7 @@ pub struct WrapContext {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrapRecord {
-    /// URI of the customer key, or `platform:` followed by the id of the keystore.
+    /// `slot:` and the number of the slot, or `platform:` and the id of the keystore.
     pub provider: String,
     /// Identifies the key: a customer key's fingerprint, or the number of a keystore version.
     pub key_version: String,
@@ -155,40 +157,51 @@ impl WrapRecord {
         self.audit(action, role, context).outcome(&result);
         result
     }
+
+    /// True if it was made to that key of that slot, as far as its fields say.
+    pub(crate) fn is_made_to(&self, slot: u8, version: &KeyVersion) -> bool {
+        self.provider == format!("{SLOT_PREFIX}{slot}")
+            && self.key_version == version.key.fingerprint()
+            && self.algorithm == version.key.algorithm().name()
+            && self.ciphertext.len() == version.key.ciphertext_bytes()
+    }
 }
 
-/// Wraps a customer DEK to a customer key.
-pub(crate) fn wrap_with_customer_key(
-    provider: &dyn CustomerKeyProvider,
+/// Wraps a customer DEK to a key of a slot.
+pub(crate) fn wrap_for_slot(
+    slot: u8,
+    version: &KeyVersion,
     context: &WrapContext,
     dek: &CustomerDek,
 ) -> Result<WrapRecord, KeyError> {
     let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
-    let description = provider.describe();
     let record = WrapRecord {
-        provider: description.uri.to_string(),
-        key_version: description.key_version.clone(),
-        algorithm: description.algorithm.to_owned(),
-        ciphertext: provider.wrap(&payload)?,
+        provider: format!("{SLOT_PREFIX}{slot}"),
+        key_version: version.key.fingerprint().to_owned(),
+        algorithm: version.key.algorithm().name().to_owned(),
+        ciphertext: version.key.wrap(&payload)?,
     };
     record.audit("wrap", Role::Customer, context).done();
     Ok(record)
 }
 
-/// Unwraps a customer DEK with a customer key.
-pub(crate) fn unwrap_with_customer_key(
+/// Unwraps a customer DEK that was wrapped to that key.
+pub(crate) fn unwrap_from_slot(
     provider: &dyn CustomerKeyProvider,
+    version: &KeyVersion,
     context: &WrapContext,
     record: &WrapRecord,
 ) -> Result<CustomerDek, KeyError> {
     let unwrap = || {
-        if record.algorithm != provider.describe().algorithm {
-            return Err(foreign_algorithm(record));
-        }
-        let payload = provider.unwrap(&record.ciphertext)?;
+        let payload = provider.unwrap(version, &record.ciphertext)?;
         allocated(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
-    record.audited("unwrap", Role::Customer, context, unwrap())
+    let result = unwrap();
+    record
+        .audit("unwrap", Role::Customer, context)
+        .with_text("customer_key", provider.uri())
+        .outcome(&result);
+    result
 }
 
 /// Identifies the platform key of a wrap: keystore and version.

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::OpenOptions;
 use super::error::VolumeError;
 use super::expected::RememberedHere;
-use super::header::{HeaderContents, KeyMode, KeySetState, UnverifiedHeader, VerifiedHeader};
-use super::key_wraps::unwrap_key_sets;
+use super::header::{HeaderContents, KeyMode, UnverifiedHeader, VerifiedHeader};
+use super::key_wraps::{Unwrapped, unwrap_key_sets};
 use super::succession::{Ancestry, fingerprint_of};
+use super::{OpenOptions, OpenedBy};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::KeyError;
 use crate::keys::uri::Scheme;
@@ -21,8 +21,8 @@ pub(super) struct Authenticated {
     pub(super) keystore: PlatformKeystore,
     /// The keystore's record of the volume.
     pub(super) record: Option<VolumeRecord>,
-    /// The public half of the customer key; `None` for a platform-managed volume.
-    pub(super) customer_key: Option<Box<dyn CustomerKeyProvider>>,
+    /// The customer key that opened it; `None` for a platform-managed volume.
+    pub(super) opened_by: Option<OpenedBy>,
     /// The unwrapped key sets.
     pub(super) keys: KeyRing,
     /// The superblock.
@@ -41,17 +41,21 @@ impl Authenticated {
         let claims = unverified.claims();
         let keystore = PlatformKeystore::open(&options.keystore)?;
         let record = keystore.record(claims.volume_id())?;
-        let private_key = open_customer_key(claims, options, record.as_ref())?;
-        let keys = unwrap_key_sets(claims, &keystore, private_key.as_deref())?;
-        // The private half is no longer needed. A child process that probes an unresponsive
-        // filesystem, and is left behind, would otherwise keep a copy of it.
-        let customer_key = private_key.map(|key| key.public_half());
+        let provider = open_customer_key(claims, options, record.as_ref())?;
+        let Unwrapped { keys, opened_by } =
+            unwrap_key_sets(claims, &keystore, provider.as_deref())?;
+        // The provider is dropped here. A child process that probes an unresponsive filesystem, and
+        // is left behind, would otherwise keep a copy of a private key.
+        let opened_by = provider.zip(opened_by).map(|(provider, key)| OpenedBy {
+            uri: provider.uri().clone(),
+            key,
+        });
         let header = unverified.verify(&keys)?;
         let ancestry = Ancestry::of(&header, &keys)?;
         let this = Self {
             keystore,
             record,
-            customer_key,
+            opened_by,
             keys,
             header,
             ancestry,
@@ -128,26 +132,20 @@ fn open_remembered(
     uri: &KeyUri,
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, VolumeError> {
-    let Scheme::File(path) = uri.scheme();
-    match path.symlink_metadata() {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => {
-            Err(VolumeError::RememberedKeyGone {
-                path: path.to_owned(),
-            })
-        }
-        _ => Ok(customer::open(uri, passphrase)?),
+    if let Scheme::File(path) = uri.scheme()
+        && let Err(error) = path.symlink_metadata()
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return Err(VolumeError::RememberedKeyGone {
+            path: path.to_owned(),
+        });
     }
+    Ok(customer::open(uri, passphrase)?)
 }
 
 fn claimed_provider(claims: &HeaderContents) -> String {
-    claims
-        .key_sets()
-        .iter()
-        .filter(|set| set.state == KeySetState::Active)
-        .flat_map(|set| &set.customer)
-        .map(|wrap| wrap.provider.clone())
-        .next()
-        .unwrap_or_default()
+    let first = claims.slots().iter().next();
+    first.map(|slot| slot.provider.clone()).unwrap_or_default()
 }
 
 /// Compares digits only: people copy fingerprints with different grouping and case.

@@ -25,8 +25,9 @@ use super::expected::next_written_time;
 use super::header::{
     HeaderContents, KeyMode, KeySetState, MAX_KEY_SETS, Provenance, VerifiedHeader, WrappedKeySet,
 };
-use super::key_wraps::wrap_key_set;
+use super::key_wraps::{prove_unwrap, wrap_key_set};
 use super::mark::clear_mark;
+use super::slot::Slots;
 use super::succession::known_key_set;
 use super::superblock::replace_header;
 use super::{CreateOptions, FreshVolume, Volume, objects_path, target_dir};
@@ -34,9 +35,10 @@ use crate::audit::Record;
 use crate::ids::{CryptoId, Epoch, IncarnationId, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
-use crate::keys::{PlatformKeystore, VolumeRecord};
+use crate::keys::{KeyUri, PlatformKeystore, VolumeRecord};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{Store, StorePath};
+use crate::sys::clock::coarse_time;
 
 pub use super::target_dir::refuse_occupied_directory;
 
@@ -54,20 +56,27 @@ pub fn create_empty(
     format: &mut FormatFn<'_>,
 ) -> Result<VolumeId, VolumeError> {
     // Before anything is written, since this may ask for a passphrase and be refused.
+    let audit_refusal = |error: &VolumeError| {
+        Record::new("create-volume")
+            .with("kind", error.kind().name())
+            .refused(error);
+    };
     let customer = options
         .customer_key
         .as_ref()
         .map(|uri| customer::open(uri, &options.passphrase))
         .transpose()
         .map_err(VolumeError::from)
-        .inspect_err(|error| {
-            Record::new("create-volume")
-                .with("kind", error.kind().name())
-                .refused(error);
-        })?;
+        .inspect_err(audit_refusal)?;
+    let customer = customer
+        .as_deref()
+        .map(NewCustomer::with_key)
+        .transpose()
+        .map_err(VolumeError::from)
+        .inspect_err(audit_refusal)?;
     let new_volume = NewVolume {
         action: "create-volume",
-        customer_key: customer.as_deref(),
+        customer,
         keystore: &options.keystore,
         size_bytes: options.size_bytes,
         inherited: None,
@@ -95,8 +104,8 @@ pub struct Inheritance {
 pub struct KeyHolder {
     /// The platform keystore.
     pub keystore: Arc<PlatformKeystore>,
-    /// Fingerprint of the customer key; `None` if the platform wraps the keys of both layers.
-    pub customer_key: Option<String>,
+    /// The customer keys; none if the platform wraps the keys of both layers.
+    pub slots: Slots,
 }
 
 impl KeyHolder {
@@ -104,23 +113,53 @@ impl KeyHolder {
     pub fn of(volume: &Volume) -> Self {
         Self {
             keystore: Arc::clone(&volume.keystore),
-            customer_key: volume.customer_key.as_deref().map(fingerprint),
+            slots: volume.header.slots().clone(),
         }
     }
 
-    /// Whether this keystore and customer key are the same holder. The keystore is compared by its
-    /// keys, because its id is no secret.
-    pub fn matches(
-        &self,
-        keystore: &PlatformKeystore,
-        customer_key: Option<&dyn CustomerKeyProvider>,
-    ) -> bool {
-        customer_key.map(fingerprint) == self.customer_key && keystore.holds_keys_of(&self.keystore)
+    /// Whether this keystore, and the customer key that was named, if one was, are the same holder.
+    /// The customer key may be that of any slot. The keystore is compared by its keys, because its
+    /// id is no secret.
+    pub fn matches(&self, keystore: &PlatformKeystore, named: Option<&NewCustomer<'_>>) -> bool {
+        let named_matches = named.is_none_or(|named| self.slots.share_key(&named.slots));
+        named_matches && keystore.holds_keys_of(&self.keystore)
     }
 }
 
-fn fingerprint(key: &dyn CustomerKeyProvider) -> String {
-    key.describe().key_version.clone()
+/// The customer keys of a new volume.
+#[derive(Clone, Debug)]
+pub struct NewCustomer<'a> {
+    /// The slots.
+    pub slots: Slots,
+    /// The URI that the keystore's record gets.
+    pub uri: KeyUri,
+    /// The provider that proves that it opens what is wrapped; `None` if there is only the public
+    /// half, or if the volume inherits slots that were proven when they were added.
+    pub provider: Option<&'a dyn CustomerKeyProvider>,
+}
+
+impl<'a> NewCustomer<'a> {
+    /// One slot with the current version of that key.
+    ///
+    /// # Errors
+    /// When the provider has no version to wrap to.
+    pub fn with_key(provider: &'a dyn CustomerKeyProvider) -> Result<Self, KeyError> {
+        Ok(Self {
+            slots: Slots::with_key(provider, coarse_time().secs)?,
+            uri: provider.uri().clone(),
+            provider: provider.can_unwrap().then_some(provider),
+        })
+    }
+
+    /// The slots of an open volume; `None` for a platform-managed one.
+    pub fn of(volume: &Volume) -> Option<Self> {
+        let opened_by = volume.opened_by.as_ref()?;
+        Some(Self {
+            slots: volume.header.slots().clone(),
+            uri: opened_by.uri.clone(),
+            provider: None,
+        })
+    }
 }
 
 /// Describes the volume to be created.
@@ -128,8 +167,8 @@ fn fingerprint(key: &dyn CustomerKeyProvider) -> String {
 pub struct NewVolume<'a> {
     /// Name of the action in the audit log.
     pub action: &'static str,
-    /// The customer key; its public half is enough. Without one the volume is platform-managed.
-    pub customer_key: Option<&'a dyn CustomerKeyProvider>,
+    /// The customer keys. Without them the volume is platform-managed.
+    pub customer: Option<NewCustomer<'a>>,
     /// Directory of the platform keystore, which is created if missing.
     pub keystore: &'a Path,
     /// Largest size of the contents, for the filesystem's metadata.
@@ -140,7 +179,7 @@ pub struct NewVolume<'a> {
 
 impl NewVolume<'_> {
     fn key_mode(&self) -> KeyMode {
-        match self.customer_key {
+        match self.customer {
             Some(_) => KeyMode::PlatformAndCustomer,
             None => KeyMode::PlatformManaged,
         }
@@ -149,12 +188,20 @@ impl NewVolume<'_> {
     /// Makes sure that key sets which must not leave their holder are wrapped for no other one. The
     /// caller has checked this too; this check uses the very keys that will wrap.
     fn check_holder(&self, keystore: &PlatformKeystore) -> Result<(), VolumeError> {
-        let holder = self.inherited.and_then(|from| from.holder.as_ref());
-        if holder.is_none_or(|holder| holder.matches(keystore, self.customer_key)) {
+        let Some(holder) = self.inherited.and_then(|from| from.holder.as_ref()) else {
+            return Ok(());
+        };
+        let same_slots = holder.slots == self.slots();
+        if same_slots && keystore.holds_keys_of(&holder.keystore) {
             return Ok(());
         }
         let message = "these are not the keys of the source's holder: its data keys stay there";
         Err(KeyError::new(ErrorKind::WrongKey, message).into())
+    }
+
+    fn slots(&self) -> Slots {
+        let customer = self.customer.as_ref();
+        customer.map_or_else(Slots::default, |customer| customer.slots.clone())
     }
 
     fn inherited_sets(&self) -> &[Arc<KeySet>] {
@@ -166,7 +213,7 @@ impl NewVolume<'_> {
         let customer_managed = self
             .inherited
             .is_some_and(|from| from.key_mode == KeyMode::PlatformAndCustomer);
-        if customer_managed && self.customer_key.is_none() {
+        if customer_managed && self.customer.is_none() {
             return Err(VolumeError::WouldDowngrade);
         }
         let found = self.inherited_sets().len();
@@ -253,7 +300,7 @@ fn write_volume(
         volume,
         incarnation,
         meta_crypto,
-        new_volume.key_mode(),
+        new_volume.slots(),
         wrapped,
         new_volume.inherited.map(|from| from.provenance.clone()),
     );
@@ -281,8 +328,9 @@ fn write_volume(
             header_sequence: header.header_sequence(),
             key_sets: vec![known_key_set(fresh.keys.active())?],
             customer_key: new_volume
-                .customer_key
-                .map(|provider| provider.describe().uri.to_string()),
+                .customer
+                .as_ref()
+                .map(|customer| customer.uri.to_string()),
             directory: place.as_ref().map(Into::into),
             written: Some(written),
             ..VolumeRecord::new(incarnation)
@@ -305,14 +353,15 @@ fn wrap_key_sets(
         .collect();
     sets.sort_by_key(|(set, _)| set.epoch);
     sets.push((active, KeySetState::Active));
-    let wrapped = sets.into_iter().map(|(set, state)| {
-        Ok(wrap_key_set(
-            keystore,
-            new_volume.customer_key,
-            volume,
-            set,
-            state,
-        )?)
-    });
-    wrapped.collect()
+    let slots = new_volume.slots();
+    let wrap = |(set, state)| wrap_key_set(keystore, &slots, volume, set, state);
+    let wrapped: Vec<_> = sets.into_iter().map(wrap).collect::<Result<_, _>>()?;
+    let provider = new_volume
+        .customer
+        .as_ref()
+        .and_then(|customer| customer.provider);
+    if let (Some(provider), Some(last)) = (provider, wrapped.last()) {
+        prove_unwrap(provider, &slots.keys()?, volume, active, last)?;
+    }
+    Ok(wrapped)
 }

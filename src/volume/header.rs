@@ -14,6 +14,7 @@
 //! | `volume`, `incarnation`, `meta` | ids, 32 hexadecimal digits |
 //! | `sequence` | number of this superblock, raised whenever it is rewritten |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
+//! | `slots` | up to 8 of `{number, kind, label, added, provider, keys: [{version, algorithm, public_key, added}]}` |
 //! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: […], infrastructure: […]}` |
 //! | `provenance` | null, or the volume and image it was made from, and whether elsewhere |
 //!
@@ -22,8 +23,10 @@
 //! active in this volume after another one. It names the previous set, the incarnation in which
 //! that set was active and the commit at which it ended, and holds the MAC of the previous set over
 //! this statement (see [`crate::layers::succession`]). A wrap is `{provider, key_version,
-//! algorithm, ciphertext}` (see `keys::wrap`). A DEK has one to eight wraps, any of which yields
-//! it.
+//! algorithm, ciphertext}` (see `keys::wrap`), and each wrap of a DEK yields it. The infrastructure
+//! DEK, and the customer DEK of a platform-managed volume, have one wrap, or two while the platform
+//! key is rotated. The customer DEK of any other volume has exactly one wrap for each key of each
+//! slot, in their order (see [`super::slot`]).
 //!
 //! Invariants: exactly the authenticated bytes are parsed, once. Duplicate or unknown fields,
 //! values that are too many or too large, and unknown features are refused. An [`UnverifiedHeader`]
@@ -34,6 +37,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::error::VolumeError;
+use super::slot::{Slots, SlottedKey};
 use crate::ids::{CryptoId, Epoch, IncarnationId, KeySetId, VolumeId};
 use crate::keys::encoding::{hex_array, hex_id, strict};
 use crate::keys::wrap::WrapRecord;
@@ -41,12 +45,12 @@ use crate::layers::{KeyRing, KeySet, header_mac, verify_header_mac};
 
 /// The format that is written, and the newest one that is read.
 pub const FORMAT_VERSION: u32 = 1;
-/// Length limit of a superblock, in bytes: enough for 64 key sets under 4096-bit keys.
-pub const MAX_HEADER_BYTES: usize = 256 * 1024;
+/// Length limit of a superblock, in bytes: enough for 64 key sets and 8 slots with 4096-bit keys.
+pub const MAX_HEADER_BYTES: usize = 1024 * 1024;
 /// Limit on the number of key sets.
 pub const MAX_KEY_SETS: usize = 64;
-/// Limit on the number of wraps of one DEK.
-pub const MAX_WRAPS: usize = 8;
+/// Limit on the number of platform wraps of one DEK.
+pub const MAX_PLATFORM_WRAPS: usize = 2;
 
 const FORMAT_NAME: &str = "bilayer";
 const MAX_FEATURES: usize = 32;
@@ -149,6 +153,7 @@ pub struct HeaderContents {
     #[serde(with = "hex_id")]
     meta: CryptoId,
     key_mode: KeyMode,
+    slots: Slots,
     key_sets: Vec<WrappedKeySet>,
     provenance: Option<Provenance>,
 }
@@ -166,10 +171,14 @@ impl HeaderContents {
         volume: VolumeId,
         incarnation: IncarnationId,
         meta: CryptoId,
-        key_mode: KeyMode,
+        slots: Slots,
         key_sets: Vec<WrappedKeySet>,
         provenance: Option<Provenance>,
     ) -> Self {
+        let key_mode = match slots.is_empty() {
+            true => KeyMode::PlatformManaged,
+            false => KeyMode::PlatformAndCustomer,
+        };
         Self {
             format: FORMAT_NAME.to_owned(),
             version: FORMAT_VERSION,
@@ -179,6 +188,7 @@ impl HeaderContents {
             sequence: 1,
             meta,
             key_mode,
+            slots,
             key_sets,
             provenance,
         }
@@ -248,6 +258,11 @@ impl HeaderContents {
         &self.features
     }
 
+    /// Its slots; none if it is platform-managed.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
     /// The origin of the volume, if it was not created empty.
     pub fn provenance(&self) -> Option<&Provenance> {
         self.provenance.as_ref()
@@ -292,8 +307,12 @@ impl HeaderContents {
         if epochs.len() != self.key_sets.len() || ids.len() != self.key_sets.len() {
             return Err(invalid("two of its key sets have the same id or epoch"));
         }
+        if self.slots.is_empty() != (self.key_mode == KeyMode::PlatformManaged) {
+            return Err(invalid("its slots do not fit its key mode"));
+        }
+        let keys = self.slots.check()?;
         for set in &self.key_sets {
-            self.check_key_set(set, epochs.last() == Some(&set.epoch))?;
+            self.check_key_set(set, epochs.last() == Some(&set.epoch), &keys)?;
             let follows = |statement: &SuccessionStatement| {
                 let mut others = self.key_sets.iter();
                 others.any(|before| before.id == statement.key_set && before.epoch < set.epoch)
@@ -331,29 +350,39 @@ impl HeaderContents {
         Err(VolumeError::UnknownFeatures(self.features.join(", ")))
     }
 
-    fn check_key_set(&self, set: &WrappedKeySet, newest: bool) -> Result<(), VolumeError> {
+    fn check_key_set(
+        &self,
+        set: &WrappedKeySet,
+        newest: bool,
+        keys: &[SlottedKey],
+    ) -> Result<(), VolumeError> {
         if (set.state == KeySetState::Active) != newest {
             return Err(invalid("its active key set is not the newest one"));
         }
-        for wraps in [&set.customer, &set.infrastructure] {
-            if !(1..=MAX_WRAPS).contains(&wraps.len()) {
-                return Err(invalid("a key has no wraps or too many"));
-            }
-            if !wraps.iter().all(WrapRecord::is_well_formed) {
-                return Err(invalid("a wrap is empty, too long or not text"));
-            }
+        check_platform_wraps(&set.infrastructure)?;
+        if self.key_mode == KeyMode::PlatformManaged {
+            return check_platform_wraps(&set.customer);
         }
-        let customer_is_platform = self.key_mode == KeyMode::PlatformManaged;
-        if !set.infrastructure.iter().all(WrapRecord::is_platform)
-            || set
-                .customer
-                .iter()
-                .any(|wrap| wrap.is_platform() != customer_is_platform)
-        {
-            return Err(invalid("its wraps do not fit its key mode"));
+        let fits =
+            |(wrap, key): (&WrapRecord, &SlottedKey)| wrap.is_made_to(key.slot.0, &key.version);
+        if set.customer.len() != keys.len() || !set.customer.iter().zip(keys).all(fits) {
+            return Err(invalid("its wraps do not fit its slots"));
         }
         Ok(())
     }
+}
+
+fn check_platform_wraps(wraps: &[WrapRecord]) -> Result<(), VolumeError> {
+    if !(1..=MAX_PLATFORM_WRAPS).contains(&wraps.len()) {
+        return Err(invalid("a key has no wraps or too many"));
+    }
+    if !wraps.iter().all(WrapRecord::is_well_formed) {
+        return Err(invalid("a wrap is empty, too long or not text"));
+    }
+    if !wraps.iter().all(WrapRecord::is_platform) {
+        return Err(invalid("its wraps do not fit its key mode"));
+    }
+    Ok(())
 }
 
 /// A superblock whose MAC was not verified: its contents are claims.

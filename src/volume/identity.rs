@@ -85,7 +85,7 @@ impl Volume {
             id,
             incarnation,
             new_meta.crypto,
-            self.header.key_mode(),
+            self.header.slots().clone(),
             self.wrap_all(id, &active)?,
             Some(self.copied_from()),
         );
@@ -101,10 +101,7 @@ impl Volume {
             .map_err(VolumeError::unknown_location)?;
         self.unshare_objects()?;
         let written = next_written_time(&self.keystore, id, place.as_ref())?;
-        let uri = self
-            .customer_key
-            .as_ref()
-            .map(|key| key.describe().uri.to_string());
+        let uri = self.opened_by.as_ref().map(|opened| opened.uri.to_string());
         let begun = VolumeRecord {
             header_sequence: header.header_sequence(),
             key_sets: vec![known_key_set(keys.active())?],
@@ -145,8 +142,8 @@ impl Volume {
 
     /// Wraps all key sets of the copy as read-only, and the active set, for the new id.
     fn wrap_all(&self, id: VolumeId, active: &KeySet) -> Result<Vec<WrappedKeySet>, VolumeError> {
-        let customer = self.customer_key.as_deref();
-        let wrap = |set: &KeySet, state| wrap_key_set(&self.keystore, customer, id, set, state);
+        let slots = self.header.slots();
+        let wrap = |set: &KeySet, state| wrap_key_set(&self.keystore, slots, id, set, state);
         let mut sets: Vec<&Arc<KeySet>> = self.keys.iter().collect();
         sets.sort_by_key(|set| set.epoch);
         let mut wrapped = Vec::with_capacity(sets.len() + 1);

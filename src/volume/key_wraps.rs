@@ -2,6 +2,7 @@
 
 use super::error::VolumeError;
 use super::header::{HeaderContents, KeySetState, WrappedKeySet};
+use super::slot::{Slots, SlottedKey};
 use crate::ids::VolumeId;
 use crate::keys::PlatformKeystore;
 use crate::keys::customer::CustomerKeyProvider;
@@ -9,11 +10,11 @@ use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
 
-/// Wraps both DEKs of a set, and verifies that the wraps open, as far as the available keys allow:
-/// the public half of a customer key cannot unwrap.
+/// Wraps both DEKs of a set: the customer DEK to every key of every slot, or to the platform's
+/// second key if there are no slots. The platform's wraps are opened again.
 pub(super) fn wrap_key_set(
     keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
+    slots: &Slots,
     volume: VolumeId,
     set: &KeySet,
     state: KeySetState,
@@ -33,37 +34,60 @@ pub(super) fn wrap_key_set(
         epoch: set.epoch,
         state,
         succeeds: None,
-        customer: vec![wrap_customer_dek(keystore, customer, &context, set)?],
+        customer: match slots.is_empty() {
+            true => vec![wrap_customer_with_platform_key(keystore, &context, set)?],
+            false => wrap_for_slots(&slots.keys()?, &context, set)?,
+        },
         infrastructure: vec![infrastructure],
     })
 }
 
-fn wrap_customer_dek(
+fn wrap_customer_with_platform_key(
     keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
     context: &WrapContext,
     set: &KeySet,
 ) -> Result<WrapRecord, KeyError> {
-    let (record, unwrapped) = match customer {
-        None => {
-            let record = keystore.wrap_customer(context, &set.customer)?;
-            let unwrapped = keystore.unwrap_customer(context, &record)?;
-            (record, Some(unwrapped))
-        }
-        Some(provider) => {
-            let record = wrap::wrap_with_customer_key(provider, context, &set.customer)?;
-            let unwrapped = if provider.describe().can_unwrap {
-                Some(wrap::unwrap_with_customer_key(provider, context, &record)?)
-            } else {
-                None
-            };
-            (record, unwrapped)
-        }
-    };
-    if unwrapped.is_some_and(|unwrapped| unwrapped.expose() != set.customer.expose()) {
-        return Err(wrap_mismatch());
+    let record = keystore.wrap_customer(context, &set.customer)?;
+    let unwrapped = keystore.unwrap_customer(context, &record)?;
+    match unwrapped.expose() == set.customer.expose() {
+        true => Ok(record),
+        false => Err(wrap_mismatch()),
     }
-    Ok(record)
+}
+
+/// Wraps a customer DEK to these keys.
+pub(super) fn wrap_for_slots(
+    keys: &[SlottedKey],
+    context: &WrapContext,
+    set: &KeySet,
+) -> Result<Vec<WrapRecord>, KeyError> {
+    keys.iter()
+        .map(|key| wrap::wrap_for_slot(key.slot.0, &key.version, context, &set.customer))
+        .collect()
+}
+
+/// Proves that a provider opens what was wrapped to a key of it.
+pub(super) fn prove_unwrap(
+    provider: &dyn CustomerKeyProvider,
+    keys: &[SlottedKey],
+    volume: VolumeId,
+    set: &KeySet,
+    wrapped: &WrappedKeySet,
+) -> Result<(), KeyError> {
+    let context = WrapContext {
+        volume,
+        key_set: set.id,
+        epoch: set.epoch,
+    };
+    let current = provider.current()?;
+    let own = keys.iter().zip(&wrapped.customer);
+    let mut own = own.filter(|(key, _)| key.version.key.is_same_key(&current.key));
+    let (key, wrap) = own.next().ok_or_else(wrap_mismatch)?;
+    let unwrapped = wrap::unwrap_from_slot(provider, &key.version, &context, wrap)?;
+    match unwrapped.expose() == set.customer.expose() {
+        true => Ok(()),
+        false => Err(wrap_mismatch()),
+    }
 }
 
 fn wrap_mismatch() -> KeyError {
@@ -73,25 +97,36 @@ fn wrap_mismatch() -> KeyError {
     )
 }
 
+/// The keys of a superblock, unwrapped.
+pub(super) struct Unwrapped {
+    /// All key sets.
+    pub(super) keys: KeyRing,
+    /// The customer key that opened them; `None` for a platform-managed volume.
+    pub(super) opened_by: Option<SlottedKey>,
+}
+
 /// Unwraps all key sets that a superblock lists, which need not be authenticated yet.
 pub(super) fn unwrap_key_sets(
     header: &HeaderContents,
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
-) -> Result<KeyRing, VolumeError> {
+) -> Result<Unwrapped, VolumeError> {
+    let customer = customer.map(|provider| CustomerKeys::find(header, provider));
+    let customer = customer.transpose()?;
     let mut active = None;
     let mut read_only = Vec::new();
     for set in header.key_sets() {
-        let context = WrapContext {
-            volume: header.volume_id(),
-            key_set: set.id,
-            epoch: set.epoch,
-        };
+        let context = context_of(header, set);
         let keys = KeySet {
             id: set.id,
             epoch: set.epoch,
             infrastructure: unwrap_infrastructure(keystore, &context, set)?,
-            customer: unwrap_customer(keystore, customer, &context, set)?,
+            customer: match &customer {
+                None => first_that_opens(set.customer.iter(), |wrap| {
+                    keystore.unwrap_customer(&context, wrap)
+                })?,
+                Some(customer) => customer.unwrap(&context, set)?,
+            },
         };
         match set.state {
             KeySetState::Active => active = Some(keys),
@@ -101,7 +136,80 @@ pub(super) fn unwrap_key_sets(
     // The parser of the superblock guarantees exactly one.
     let active =
         active.ok_or_else(|| VolumeError::HeaderInvalid("it has no active key set".to_owned()))?;
-    Ok(KeyRing::new(active, read_only))
+    Ok(Unwrapped {
+        keys: KeyRing::new(active, read_only),
+        opened_by: customer.map(|customer| customer.key),
+    })
+}
+
+/// What identifies the DEKs of a set.
+pub(super) fn context_of(header: &HeaderContents, set: &WrappedKeySet) -> WrapContext {
+    WrapContext {
+        volume: header.volume_id(),
+        key_set: set.id,
+        epoch: set.epoch,
+    }
+}
+
+/// The key of a slot that a provider holds.
+struct CustomerKeys<'a> {
+    provider: &'a dyn CustomerKeyProvider,
+    /// Its place among the wraps of every key set.
+    place: usize,
+    key: SlottedKey,
+}
+
+impl<'a> CustomerKeys<'a> {
+    /// Finds a key of a slot that the provider has, and that opens the active set. Slots that name
+    /// the provider's URI come first, since for others a provider may have to be asked in vain.
+    fn find(
+        header: &HeaderContents,
+        provider: &'a dyn CustomerKeyProvider,
+    ) -> Result<Self, VolumeError> {
+        let uri = provider.uri().to_string();
+        let names_it = |key: &SlottedKey| {
+            let slot = header.slots().get(key.slot);
+            slot.is_some_and(|slot| slot.provider == uri)
+        };
+        let mut keys: Vec<(usize, SlottedKey)> =
+            header.slots().keys()?.into_iter().enumerate().collect();
+        keys.sort_by_key(|(_, key)| !names_it(key));
+        let active = header.key_sets().iter();
+        let mut active = active.filter(|set| set.state == KeySetState::Active);
+        let active = active
+            .next()
+            .ok_or_else(|| VolumeError::HeaderInvalid("it has no active key set".to_owned()))?;
+        let context = context_of(header, active);
+        let mut refused = None;
+        for (place, key) in keys {
+            let this = Self {
+                provider,
+                place,
+                key,
+            };
+            match this.unwrap(&context, active) {
+                Ok(_) => return Ok(this),
+                Err(error) if error.kind() == ErrorKind::WrongKey => {}
+                // Asking again would take as long.
+                Err(error) if error.kind() == ErrorKind::KeyUnreachable => return Err(error),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| wrong_customer_key(provider, header)))
+    }
+
+    fn unwrap(
+        &self,
+        context: &WrapContext,
+        set: &WrappedKeySet,
+    ) -> Result<CustomerDek, VolumeError> {
+        let wrap = set
+            .customer
+            .get(self.place)
+            .ok_or_else(|| VolumeError::HeaderInvalid("a key has no wrap".to_owned()))?;
+        wrap::unwrap_from_slot(self.provider, &self.key.version, context, wrap)
+            .map_err(VolumeError::from)
+    }
 }
 
 fn unwrap_infrastructure(
@@ -114,46 +222,19 @@ fn unwrap_infrastructure(
     })
 }
 
-fn unwrap_customer(
-    keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
-    context: &WrapContext,
-    set: &WrappedKeySet,
-) -> Result<CustomerDek, VolumeError> {
-    let Some(provider) = customer else {
-        return first_that_opens(set.customer.iter(), |wrap| {
-            keystore.unwrap_customer(context, wrap)
-        });
+fn wrong_customer_key(provider: &dyn CustomerKeyProvider, header: &HeaderContents) -> VolumeError {
+    let found = match provider.current() {
+        Ok(version) => version.key.fingerprint().to_owned(),
+        Err(_) => "not known".to_owned(),
     };
-    let description = provider.describe();
-    let mut wraps = set
-        .customer
+    let keys = header.slots().keys().unwrap_or_default();
+    let wanted: Vec<&str> = keys
         .iter()
-        .filter(|wrap| wrap.key_version == description.key_version)
-        .peekable();
-    if wraps.peek().is_none() {
-        return Err(wrong_customer_key(provider, set));
-    }
-    first_that_opens(wraps, |wrap| {
-        wrap::unwrap_with_customer_key(provider, context, wrap)
-    })
-    .map_err(|error| match error.kind() {
-        // The wrap names this key by its fingerprint, but does not open with it.
-        ErrorKind::WrongKey => VolumeError::Tampered,
-        _ => error,
-    })
-}
-
-fn wrong_customer_key(provider: &dyn CustomerKeyProvider, set: &WrappedKeySet) -> VolumeError {
-    let description = provider.describe();
-    let wanted: Vec<String> = set
-        .customer
-        .iter()
-        .map(|wrap| wrap.key_version.escape_default().to_string())
+        .map(|key| key.version.key.fingerprint())
         .collect();
     VolumeError::WrongCustomerKey {
-        given: description.uri.to_string(),
-        found: description.key_version.clone(),
+        given: provider.uri().to_string(),
+        found,
         wanted: wanted.join(", "),
     }
 }

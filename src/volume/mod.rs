@@ -23,10 +23,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::ids::{CryptoId, Sequence};
-use crate::keys::{
-    CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord,
-    WriterLock,
-};
+use crate::keys::{KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord, WriterLock};
 use crate::layers::KeyRing;
 use crate::sealed::SlotState;
 use crate::store::{HeldLock, Store, StoreLock, StorePath};
@@ -51,13 +48,14 @@ mod record_update;
 mod renew;
 pub mod rescue;
 mod rollback;
+pub mod slot;
 pub mod spare;
 mod succession;
 mod superblock;
 pub mod target_dir;
 
 pub use copy_status::CopyStatus;
-pub use create::{Inheritance, KeyHolder, NewVolume, create_empty, create_volume};
+pub use create::{Inheritance, KeyHolder, NewCustomer, NewVolume, create_empty, create_volume};
 pub use error::VolumeError;
 pub use expected::refuse_vanished;
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
@@ -65,6 +63,7 @@ pub use open::{open, open_with_retry};
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
 pub use rollback::{LastKnown, Rollback};
+pub use slot::{SlotNumber, Slots, SlottedKey};
 pub use superblock::{claimed_id, inspect};
 
 /// Name of the superblock's file.
@@ -152,6 +151,15 @@ pub struct FreshVolume {
     pub size_bytes: Option<u64>,
 }
 
+/// The customer key that opened a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenedBy {
+    /// The URI that was opened.
+    pub uri: KeyUri,
+    /// The key, and its slot.
+    pub key: SlottedKey,
+}
+
 /// An open volume. Its lock is held until this is dropped.
 #[derive(Debug)]
 pub struct Volume {
@@ -161,8 +169,8 @@ pub struct Volume {
     pub keys: Arc<KeyRing>,
     /// Its superblock.
     pub header: VerifiedHeader,
-    /// The public half of its customer key; `None` for a platform-managed volume.
-    pub customer_key: Option<Arc<dyn CustomerKeyProvider>>,
+    /// The customer key that opened it; `None` for a platform-managed volume.
+    pub opened_by: Option<OpenedBy>,
     /// The platform keystore.
     pub keystore: Arc<PlatformKeystore>,
     /// The keystore's record as it was when the volume was opened; `None` if the keystore knew

@@ -120,7 +120,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
         store,
         keys: Arc::new(authenticated.keys),
         header: authenticated.header,
-        customer_key: authenticated.customer_key.map(Arc::from),
+        opened_by: authenticated.opened_by,
         keystore: Arc::new(authenticated.keystore),
         record,
         accepts_restored: options.accept_restored,

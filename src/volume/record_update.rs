@@ -1,9 +1,10 @@
 //! Updates the keystore's record of a volume when the volume is opened.
 
-use super::OpenOptions;
 use super::authenticate::Authenticated;
 use super::error::VolumeError;
-use crate::keys::customer::{self, CustomerKeyProvider};
+use super::{OpenOptions, OpenedBy};
+use crate::keys::customer;
+use crate::keys::uri::Scheme;
 use crate::keys::{KeyUri, PassphraseSource, VolumeRecord};
 use crate::store::DirectoryIdentity;
 
@@ -36,7 +37,7 @@ impl RecordUpdate<'_> {
         // A pending incarnation that never began: the previous superblock is still in place.
         next.pending_incarnation = None;
         next.header_sequence = next.header_sequence.max(header.header_sequence());
-        next.customer_key = key_to_remember(self.authenticated.customer_key.as_deref(), record);
+        next.customer_key = key_to_remember(self.authenticated.opened_by.as_ref(), record);
         next
     }
 
@@ -71,11 +72,8 @@ impl RecordUpdate<'_> {
 /// The URI of the customer key to remember. The remembered key stays, whichever key opened the
 /// volume this time. Only a public half, which may create a volume but never opens one, is replaced
 /// by the first key that opens the volume.
-fn key_to_remember(
-    customer: Option<&dyn CustomerKeyProvider>,
-    record: Option<&VolumeRecord>,
-) -> Option<String> {
-    let opened = customer?.describe().uri.to_string();
+fn key_to_remember(opened_by: Option<&OpenedBy>, record: Option<&VolumeRecord>) -> Option<String> {
+    let opened = opened_by?.uri.to_string();
     let remembered = record.and_then(|record| record.customer_key.clone());
     match remembered {
         Some(uri) if uri == opened || !is_public_half(&uri) => Some(uri),
@@ -83,8 +81,11 @@ fn key_to_remember(
     }
 }
 
-/// True for a key that exists and is known to lack its private half.
+/// True for the file of a key that exists and is known to lack its private half.
 fn is_public_half(uri: &str) -> bool {
-    let key = KeyUri::parse(uri).and_then(|uri| customer::open(&uri, &PassphraseSource::None));
-    key.is_ok_and(|key| !key.describe().can_unwrap)
+    let Ok(uri) = KeyUri::parse(uri) else {
+        return false;
+    };
+    matches!(uri.scheme(), Scheme::File(_))
+        && customer::open(&uri, &PassphraseSource::None).is_ok_and(|key| !key.can_unwrap())
 }

@@ -89,7 +89,7 @@ impl Volume {
         let active = next_key_set(&self.header)?;
         let mut wrapped = wrap_key_set(
             &self.keystore,
-            self.customer_key.as_deref(),
+            self.header.slots(),
             self.header.volume_id(),
             &active,
             KeySetState::Active,

@@ -6,7 +6,7 @@
 //! | `export` | id of this export, 32 hexadecimal digits |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
 //! | `transport` | who holds the keys of the wraps ([`TransportMethod`]) |
-//! | `customer_key` | null, or `{provider, key_version, algorithm}` of the customer key |
+//! | `customer_key` | null, or `{provider, version, algorithm, public_key}` of the customer key |
 //! | `meta` | crypto id of the `meta` that follows |
 //! | `key_set` | `{id, epoch, customer, infrastructure}`, the two wraps as digits |
 //! | `provenance` | `{volume, image, created}`: seconds since 1970 |
@@ -25,6 +25,7 @@ use super::{MAX_HEADER_BYTES, STREAM_VERSION, STRIDE, StreamError, invalid};
 use crate::ids::{CryptoId, Epoch, ExportId, KeySetId, VolumeId};
 use crate::keys::encoding::{hex_bytes, hex_id};
 use crate::keys::transport::{MAX_WRAP_BYTES, TransportMethod};
+use crate::keys::{KeyError, KeyVersion, WrapAlgorithm, WrappingKey};
 use crate::layers::ExportKeys;
 use crate::layers::export::MAC_BYTES;
 use crate::sealed::PAGE_BYTES;
@@ -60,10 +61,36 @@ pub struct TransportedKeySet {
 pub struct CustomerKeyClaim {
     /// Its URI where the image was exported; shown to people and never used.
     pub provider: String,
-    /// Its fingerprint.
-    pub key_version: String,
+    /// The provider's name of its version.
+    pub version: Option<String>,
     /// Its wrapping algorithm.
-    pub algorithm: String,
+    pub algorithm: WrapAlgorithm,
+    /// SubjectPublicKeyInfo (RFC 5280) in DER.
+    #[serde(with = "hex_bytes")]
+    pub public_key: Vec<u8>,
+}
+
+impl CustomerKeyClaim {
+    /// Names a key.
+    pub(crate) fn new(provider: String, version: &KeyVersion) -> Self {
+        Self {
+            provider,
+            version: version.name.clone(),
+            algorithm: version.key.algorithm(),
+            public_key: version.key.spki().to_vec(),
+        }
+    }
+
+    /// The key in the form that providers use.
+    ///
+    /// # Errors
+    /// When the public key is not one that is accepted.
+    pub(crate) fn to_version(&self) -> Result<KeyVersion, KeyError> {
+        Ok(KeyVersion {
+            name: self.version.clone(),
+            key: WrappingKey::from_spki(&self.public_key, self.algorithm)?,
+        })
+    }
 }
 
 /// Where the image came from.
@@ -181,9 +208,11 @@ impl ExportHeader {
         let text_ok = |text: &String| {
             (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
         };
-        let texts = [&key.provider, &key.key_version, &key.algorithm];
-        if !customer_managed || !texts.into_iter().all(text_ok) {
+        if !customer_managed || !text_ok(&key.provider) || !key.version.iter().all(text_ok) {
             return Err(invalid("its customer key does not fit its key mode"));
+        }
+        if key.to_version().is_err() {
+            return Err(invalid("its customer key is not one that is accepted"));
         }
         Ok(())
     }

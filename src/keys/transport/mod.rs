@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::aead::{self, RoleCipher, cipher_failed};
-use super::customer::CustomerKeyProvider;
+use super::customer::{CustomerKeyProvider, KeyVersion, WrappingKey};
 use super::encoding::hex_array;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{
@@ -318,12 +318,12 @@ fn seal(
 
 /// Wraps the customer DEK of a customer-managed image to the customer key.
 pub(crate) fn wrap_with_customer_key(
-    provider: &dyn CustomerKeyProvider,
+    key: &WrappingKey,
     context: &TransportContext,
     dek: &CustomerDek,
 ) -> Result<Vec<u8>, KeyError> {
     let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
-    let wrapped = provider.wrap(&payload)?;
+    let wrapped = key.wrap(&payload)?;
     audit("wrap", Role::Customer, context).done();
     Ok(wrapped)
 }
@@ -331,12 +331,13 @@ pub(crate) fn wrap_with_customer_key(
 /// Unwraps the customer DEK of a customer-managed image.
 pub(crate) fn unwrap_with_customer_key(
     provider: &dyn CustomerKeyProvider,
+    version: &KeyVersion,
     context: &TransportContext,
     wrapped: &[u8],
 ) -> Result<CustomerDek, KeyError> {
     let role = Role::Customer;
     let unwrap = || {
-        let payload = provider.unwrap(wrapped)?;
+        let payload = provider.unwrap(version, wrapped)?;
         allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
     audited(role, context, unwrap())

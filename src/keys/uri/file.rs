@@ -91,4 +91,3 @@ fn percent_decode(text: &str) -> Option<Vec<u8>> {
     }
     Some(decoded)
 }
-
