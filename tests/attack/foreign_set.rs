@@ -8,7 +8,7 @@ use bilayer::fs::Filesystem;
 use bilayer::fs::types::Owner;
 use bilayer::ids::{Epoch, Sequence, VolumeId};
 use bilayer::keys::customer::{self, file::generate};
-use bilayer::keys::{CustomerKeyProvider, ErrorKind, KeyUri, PassphraseSource};
+use bilayer::keys::{ErrorKind, KeyUri, PassphraseSource, WrappingKey};
 use bilayer::layers::{ActiveSet, KeySet, Succession, VerificationKey};
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
@@ -99,9 +99,9 @@ impl Machine {
         volume::open(Arc::new(store.clone()), &options)
     }
 
-    fn public_half(&self) -> Box<dyn CustomerKeyProvider> {
+    fn public_half(&self) -> WrappingKey {
         let key = customer::open(&self.key, &PassphraseSource::default()).unwrap();
-        key.public_half()
+        key.current().unwrap().key
     }
 
     /// An entry of a superblock for a set of the attacker's.
@@ -109,7 +109,7 @@ impl Machine {
         let (keystore, customer) = (self.keystore(), self.public_half());
         let forger = forge::Forger {
             keystore: &keystore,
-            customer: Some(&*customer),
+            customer: Some(&customer),
         };
         forger.key_set(volume, set, "active")
     }

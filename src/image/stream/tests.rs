@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ids::{CryptoId, Epoch, ExportId, FolderNumber, KeySetId, ObjectId, VolumeId};
+use crate::keys::customer::file::tests::test_key;
 use crate::keys::transport::{Argon2idCost, TransportMethod};
+use crate::keys::{WrapAlgorithm, WrappingKey};
 use crate::layers::{CustomerDek, ExportKeys, InfrastructureDek, KeySet};
 use crate::meta::records::ObjectName;
 use crate::volume::KeyMode;
@@ -202,6 +204,12 @@ fn sections_stay_in_their_order() {
 }
 
 /// The header's rules, each by a header that breaks it and is authentic otherwise.
+fn rsa_public_key() -> Vec<u8> {
+    let key = test_key().to_public_key();
+    let key = WrappingKey::new(key, WrapAlgorithm::RsaOaepSha256).expect("key");
+    key.spki().to_vec()
+}
+
 #[test]
 fn headers_that_break_a_rule_are_not_written() {
     let broken = |change: &dyn Fn(&mut ExportHeader)| {
@@ -216,8 +224,9 @@ fn headers_that_break_a_rule_are_not_written() {
         &|header| {
             header.customer_key = Some(CustomerKeyClaim {
                 provider: "file:/k".to_owned(),
-                key_version: "1".to_owned(),
-                algorithm: "a".to_owned(),
+                version: None,
+                algorithm: WrapAlgorithm::RsaOaepSha256,
+                public_key: rsa_public_key(),
             });
         },
         &|header| header.key_set.epoch = Epoch(u32::MAX),

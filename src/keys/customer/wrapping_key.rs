@@ -87,7 +87,7 @@ impl WrappingKey {
             .first()
             .is_some_and(|byte| byte & 1 == 1);
         if !odd || *exponent < BigUint::from(MIN_EXPONENT) {
-            return Err(refused(format!("its public exponent is {exponent}"))
+            return Err(refused(format!("it has the public exponent {exponent}"))
                 .with_hint("the exponent has to be odd and at least 65537"));
         }
         let der = key

@@ -165,13 +165,16 @@ fn a_customer_key_opens_what_was_wrapped_for_this_export() {
     let directory = tempfile::tempdir().expect("tempdir");
     let uri = key_file(directory.path(), "private.pem", &private_pem());
     let provider = customer::open(&uri, &PassphraseSource::None).expect("key");
+    let version = provider.current().expect("current");
     let dek = CustomerDek::from_bytes(&[7; 64]).expect("memory");
-    let wrapped = wrap_with_customer_key(&*provider, &context(), &dek).expect("wrap");
+    let wrapped = wrap_with_customer_key(&version.key, &context(), &dek).expect("wrap");
     assert!(wrapped.len() <= MAX_WRAP_BYTES);
-    let opened = unwrap_with_customer_key(&*provider, &context(), &wrapped).expect("opens");
+    let opened =
+        unwrap_with_customer_key(&*provider, &version, &context(), &wrapped).expect("opens");
     assert_eq!(opened.expose(), dek.expose());
     for other in others() {
-        let error = unwrap_with_customer_key(&*provider, &other, &wrapped).expect_err("refused");
+        let error =
+            unwrap_with_customer_key(&*provider, &version, &other, &wrapped).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Tampered);
     }
 }

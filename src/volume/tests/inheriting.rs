@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::ids::Epoch;
-use crate::keys::customer;
 use crate::keys::customer::file::tests::other_private_pem;
+use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::volume::header::{KeySetState, MAX_KEY_SETS};
 
 fn inheritance(volume: &Volume) -> Inheritance {
@@ -19,16 +19,20 @@ fn inheritance(volume: &Volume) -> Inheritance {
     }
 }
 
+fn with_key(key: &dyn CustomerKeyProvider) -> NewCustomer<'_> {
+    NewCustomer::with_key(key).expect("current")
+}
+
 /// Founds a volume that inherits, in memory.
 fn inherit(
     keys: &Keys,
     from: &Inheritance,
-    customer_key: Option<&dyn CustomerKeyProvider>,
+    customer: Option<NewCustomer<'_>>,
 ) -> Result<Arc<dyn Store>, VolumeError> {
     let store = memory();
     let new_volume = NewVolume {
         action: "deploy-image",
-        customer_key,
+        customer,
         keystore: &keys.at().join("platform"),
         size_bytes: None,
         inherited: Some(from),
@@ -80,14 +84,14 @@ fn a_platform_managed_volume_gives_either() {
     let store = memory();
     keys.create(&store, None);
     let source = keys.open(&store, None).expect("open");
-    assert!(source.customer_key.is_none());
+    assert!(source.opened_by.is_none());
     let from = inheritance(&source);
     let same = inherit(&keys, &from, None).expect("found");
     let same = keys.open(&same, None).expect("open");
     assert_eq!(same.header.key_mode(), KeyMode::PlatformManaged);
     check(&same, &source);
     let key = customer::open(&keys.public(), &PassphraseSource::None).expect("key");
-    let managed = inherit(&keys, &from, Some(&*key)).expect("found");
+    let managed = inherit(&keys, &from, Some(with_key(&*key))).expect("found");
     let managed = keys.open(&managed, Some(keys.private())).expect("open");
     assert_eq!(managed.header.key_mode(), KeyMode::PlatformAndCustomer);
     check(&managed, &source);
@@ -109,9 +113,9 @@ fn a_customer_managed_volume_gives_its_like_or_another_keys() {
         "{refused:?}"
     );
     assert!(refused.hint().is_some());
-    // What an open volume keeps wraps and does not unwrap.
-    let own = source.customer_key.as_deref().expect("kept");
-    assert!(!own.describe().can_unwrap && own.unwrap(&[0; 256]).is_err());
+    // An open volume keeps the public key, which is enough.
+    let own = NewCustomer::of(&source).expect("kept");
+    assert!(own.provider.is_none());
     let new = inherit(&keys, &from, Some(own)).expect("found");
     // The keystore remembers the key.
     let new = keys.open(&new, None).expect("open");
@@ -119,7 +123,7 @@ fn a_customer_managed_volume_gives_its_like_or_another_keys() {
     // Another key: that one opens it, and the source's does not.
     let other = key_file(keys.at(), "other.pem", &other_private_pem());
     let other_key = customer::open(&other, &PassphraseSource::None).expect("key");
-    let new = inherit(&keys, &from, Some(&*other_key)).expect("found");
+    let new = inherit(&keys, &from, Some(with_key(&*other_key))).expect("found");
     let error = keys.open(&new, Some(keys.private()));
     assert_eq!(kind_of(error), ErrorKind::WrongKey);
     check(&keys.open(&new, Some(other)).expect("open"), &source);
@@ -139,11 +143,12 @@ fn key_sets_stay_with_their_holder() {
             holder: Some(KeyHolder::of(&source)),
             ..inheritance(&source)
         };
-        let own = source.customer_key.as_deref();
-        inherit(&keys, &from, own).expect("the same holder");
+        let own = NewCustomer::of(&source);
+        inherit(&keys, &from, own.clone()).expect("the same holder");
         let other = key_file(keys.at(), "other.pem", &other_private_pem());
         let other = customer::open(&other, &PassphraseSource::None).expect("key");
-        let error = inherit(&keys, &from, Some(&*other)).expect_err("another customer key");
+        let error =
+            inherit(&keys, &from, Some(with_key(&*other))).expect_err("another customer key");
         assert_eq!(error.kind(), ErrorKind::WrongKey);
         // A keystore that says it is the same one: its file of the id is a copy.
         let foreign = Keys::new();

@@ -112,9 +112,10 @@ fn encrypted_customer_key_with_a_passphrase_file() {
     let store = memory();
     let passphrase = crate::keys::secret::Passphrase::from_bytes(b"open sesame").expect("memory");
     let path = keys.at().join("encrypted.pem");
-    let made = customer::file::generate(&path, 2048, Some(&passphrase)).expect("generate");
+    customer::file::generate(&path, 2048, Some(&passphrase)).expect("generate");
+    let uri = KeyUri::from_file(&path).expect("uri");
     fs::write(keys.at().join("pass"), "open sesame\n").expect("write");
-    let mut options = keys.create_options(Some(made.uri));
+    let mut options = keys.create_options(Some(uri));
     options.passphrase = PassphraseSource::File(keys.at().join("pass"));
     create_empty(Arc::clone(&store), &options, &mut write_meta).expect("create");
     assert_eq!(kind_of(keys.open(&store, None)), ErrorKind::KeyUnavailable);
@@ -128,12 +129,12 @@ fn wrong_and_missing_keys_are_told_apart() {
     let keys = Keys::new();
     let store = memory();
     let id = keys.create(&store, Some(keys.private()));
-    let other = customer::file::generate(&keys.at().join("other.pem"), 2048, None).expect("other");
-    let error = keys
-        .open(&store, Some(other.uri.clone()))
-        .expect_err("another key");
+    let path = keys.at().join("other.pem");
+    let other = customer::file::generate(&path, 2048, None).expect("other");
+    let uri = KeyUri::from_file(&path).expect("uri");
+    let error = keys.open(&store, Some(uri)).expect_err("another key");
     assert_eq!(error.kind(), ErrorKind::WrongKey);
-    assert!(error.to_string().contains(&other.key_version), "{error}");
+    assert!(error.to_string().contains(&other.fingerprint()), "{error}");
     // A key that failed is not remembered.
     let record = keys.keystore().record(id).expect("read").expect("record");
     assert_eq!(record.customer_key, Some(keys.private().to_string()));

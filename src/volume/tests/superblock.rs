@@ -182,7 +182,8 @@ fn what_a_header_says_of_providers_is_a_hint_only() {
         text.replace(&own, &hostile).as_bytes(),
     );
     let shown = inspect(&*store).expect("it parses");
-    assert_eq!(shown.claims().key_sets()[0].customer[0].provider, hostile);
+    let slot = shown.claims().slots().iter().next().expect("a slot");
+    assert_eq!(slot.provider, hostile);
     let json = shown.to_json();
     assert_eq!(json["verified"], false);
     assert_eq!(json["claims"]["key_mode"], "platform-and-customer");

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bilayer::ids::{CryptoId, Ino, PageIndex, Sequence, VolumeId};
-use bilayer::keys::CustomerKeyProvider;
+use bilayer::keys::WrappingKey;
 use bilayer::layers::{KeySet, header_mac};
 use bilayer::meta::Meta;
 use bilayer::meta::records::{FileKind, InodeRecord, Timespec};
@@ -27,8 +27,8 @@ const INFRASTRUCTURE: u8 = 2;
 pub struct Forger<'a> {
     /// The victim's platform keystore.
     pub keystore: &'a Path,
-    /// The public half of the victim's customer key; `None` for a platform-managed volume.
-    pub customer: Option<&'a dyn CustomerKeyProvider>,
+    /// The public half of the victim's customer key, which is in slot 1; `None` for a platform-managed volume.
+    pub customer: Option<&'a WrappingKey>,
 }
 
 impl Forger<'_> {
@@ -36,13 +36,12 @@ impl Forger<'_> {
     pub fn key_set(&self, volume: VolumeId, set: &KeySet, state: &str) -> Value {
         let customer = match self.customer {
             None => self.platform_wrap(CUSTOMER, volume, set),
-            Some(provider) => {
-                let wrapped = provider.wrap(&payload(CUSTOMER, volume, set)).unwrap();
-                let description = provider.describe();
+            Some(key) => {
+                let wrapped = key.wrap(&payload(CUSTOMER, volume, set)).unwrap();
                 json!({
-                    "provider": description.uri.to_string(),
-                    "key_version": description.key_version,
-                    "algorithm": description.algorithm,
+                    "provider": "slot:1",
+                    "key_version": key.fingerprint(),
+                    "algorithm": key.algorithm().name(),
                     "ciphertext": hex::encode(wrapped),
                 })
             }

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use rsa::pkcs1::{EncodeRsaPrivateKey, EncodeRsaPublicKey};
+use rsa::pkcs8::EncodePublicKey;
+use rsa::traits::PublicKeyParts;
 
 use super::*;
 use crate::keys::customer;
@@ -39,11 +41,23 @@ fn open(uri: &KeyUri) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
     customer::open(uri, &PassphraseSource::None)
 }
 
+fn fingerprint(key: &dyn CustomerKeyProvider) -> String {
+    key.current().expect("current").key.fingerprint().to_owned()
+}
+
 fn round_trip(wrapping: &dyn CustomerKeyProvider, unwrapping: &dyn CustomerKeyProvider) {
     let plain = [0xA5; 93];
-    let wrapped = wrapping.wrap(&plain).expect("wrap");
-    assert_eq!(wrapped.len(), 256);
-    assert_eq!(unwrapping.unwrap(&wrapped).expect("unwrap")[..], plain);
+    let version = wrapping.current().expect("current");
+    for algorithm in [WrapAlgorithm::RsaOaepSha256, WrapAlgorithm::RsaOaepSha1] {
+        let version = KeyVersion {
+            key: version.key.clone().with_algorithm(algorithm),
+            ..version.clone()
+        };
+        let wrapped = version.key.wrap(&plain).expect("wrap");
+        assert_eq!(wrapped.len(), 256);
+        let unwrapped = unwrapping.unwrap(&version, &wrapped).expect("unwrap");
+        assert_eq!(unwrapped[..], plain);
+    }
 }
 
 #[test]
@@ -61,15 +75,16 @@ fn every_pem_form_of_one_key_is_the_same_key() {
         open(&key_file(at, "c", &public_pem())).expect("SPKI"),
         open(&key_file(at, "d", &public_pkcs1)).expect("PKCS#1 public"),
     ];
-    let version = &private.describe().key_version;
+    let version = fingerprint(&*private);
     for other in &others {
-        assert_eq!(&other.describe().key_version, version);
+        assert_eq!(fingerprint(&**other), version);
         round_trip(&**other, &*private);
     }
     round_trip(&*private, &*others[0]);
     for public in &others[1..] {
-        assert!(!public.describe().can_unwrap);
-        let error = public.unwrap(&[0; 256]).expect_err("public only");
+        assert!(!public.can_unwrap());
+        let version = public.current().expect("current");
+        let error = public.unwrap(&version, &[0; 256]).expect_err("public only");
         assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
         assert!(error.to_string().contains("public half"), "{error}");
     }
@@ -79,7 +94,8 @@ fn every_pem_form_of_one_key_is_the_same_key() {
 fn what_was_wrapped_and_changed_does_not_unwrap() {
     let directory = tempfile::tempdir().expect("tempdir");
     let key = open(&key_file(directory.path(), "k", &private_pem())).expect("key");
-    let mut wrapped = key.wrap(b"plain").expect("wrap");
+    let version = key.current().expect("current");
+    let mut wrapped = version.key.wrap(b"plain").expect("wrap");
     wrapped[200] ^= 1;
     let bad = [
         wrapped,
@@ -89,19 +105,25 @@ fn what_was_wrapped_and_changed_does_not_unwrap() {
         Vec::new(),
     ];
     for bytes in bad {
-        let error = key.unwrap(&bytes).expect_err("changed");
-        assert_eq!(error.kind(), ErrorKind::WrongKey);
+        let error = key.unwrap(&version, &bytes).expect_err("changed");
+        assert_eq!(error.kind(), ErrorKind::Tampered);
     }
-    assert!(key.wrap(&[0; 191]).is_err(), "longer than OAEP takes");
+    assert!(
+        version.key.wrap(&[0; 191]).is_err(),
+        "longer than OAEP takes"
+    );
 }
 
 #[test]
 fn the_rsa_crate_and_the_provider_agree() {
     let directory = tempfile::tempdir().expect("tempdir");
     let key = open(&key_file(directory.path(), "k", &private_pem())).expect("key");
-    let wrapped = key.wrap(b"plain").expect("wrap");
+    let wrapped = key.current().expect("current").key.wrap(b"plain");
     let plain = test_key()
-        .decrypt(Oaep::new::<rsa::sha2::Sha256>(), &wrapped)
+        .decrypt(
+            WrapAlgorithm::RsaOaepSha256.padding(),
+            &wrapped.expect("wrap"),
+        )
         .expect("decrypt");
     assert_eq!(plain, b"plain");
 }
@@ -144,7 +166,7 @@ fn keys_of_other_sizes_and_exponents_are_refused() {
         .to_public_key()
         .to_public_key_pem(LineEnding::LF)
         .expect("pem");
-    let small_exponent = RsaPublicKey::new(test_key().n().clone(), 3u32.into()).expect("key");
+    let small_exponent = rsa::RsaPublicKey::new(test_key().n().clone(), 3u32.into()).expect("key");
     let cases = [
         (
             short.to_pkcs8_pem(LineEnding::LF).expect("pem").to_string(),
@@ -200,7 +222,7 @@ fn errors_and_debug_show_no_key() {
     let key = open(&key_file(directory.path(), "k", &private_pem())).expect("key");
     let shown = format!("{key:?}");
     assert!(
-        shown.contains("key_version") && shown.len() < 600,
+        shown.contains("fingerprint") && shown.len() < 600,
         "{shown}"
     );
 }
@@ -216,8 +238,9 @@ fn generated_keys_are_private_whole_and_never_replaced() {
     let passphrase_file = directory.path().join("p");
     std::fs::write(&passphrase_file, "p\n").expect("write");
     let source = PassphraseSource::File(passphrase_file);
-    let opened = customer::open(&made.uri, &source).expect("open");
-    assert_eq!(opened.describe(), &made);
+    let uri = KeyUri::from_file(&path).expect("uri");
+    let opened = customer::open(&uri, &source).expect("open");
+    assert_eq!(opened.current().expect("current").key, made);
     let before = std::fs::read(&path).expect("read");
     let error = generate(&path, 2048, None).expect_err("exists");
     assert_eq!(error.kind(), ErrorKind::Usage);
@@ -267,10 +290,8 @@ fn encrypted_keys_go_to_and_come_from_openssl() {
         let source = PassphraseSource::File(at("passphrase").into());
         let uri = KeyUri::from_file(Path::new(&out)).expect("uri");
         let key = customer::open(&uri, &source).expect(name);
-        assert_eq!(
-            key.describe().key_version,
-            key_version(&test_key().to_public_key()).expect("version")
-        );
+        let own = WrappingKey::new(test_key().to_public_key(), WrapAlgorithm::RsaOaepSha256);
+        assert_eq!(fingerprint(&*key), own.expect("key").fingerprint());
     }
 }
 
@@ -333,7 +354,7 @@ fn a_new_passphrase_replaces_the_old_one_and_keeps_the_key() {
     let (first, second) = (source("first", "one\n"), source("second", "two\n"));
     let uri = key_file(at, "key", &private_pem());
     let path = at.join("key");
-    let version = open(&uri).expect("key").describe().key_version.clone();
+    let version = fingerprint(&*open(&uri).expect("key"));
     // The key has no passphrase yet, so none is asked for.
     change_passphrase(&path, &PassphraseSource::None, &first).expect("first");
     assert_eq!(
@@ -344,7 +365,7 @@ fn a_new_passphrase_replaces_the_old_one_and_keeps_the_key() {
     let old = customer::open(&uri, &first).expect_err("the old one");
     assert_eq!(old.kind(), ErrorKind::WrongKey);
     let new = customer::open(&uri, &second).expect("the new one");
-    assert_eq!(new.describe().key_version, version);
+    assert_eq!(fingerprint(&*new), version);
     round_trip(&*new, &*new);
     let mode = fs::metadata(&path).expect("there").permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);

@@ -119,13 +119,14 @@ fn for_customer_key(data: &[u8]) {
     let sample = sample::customer();
     let uri = sample.customer.as_ref().unwrap();
     let key = customer::open(uri, &PassphraseSource::None).unwrap();
-    assert!(key.unwrap(data).is_err());
+    let version = key.current().unwrap();
+    assert!(key.unwrap(&version, data).is_err());
     let plain = &data[..data.len().min(190)];
-    let mut wrapped = key.wrap(plain).unwrap();
-    assert_eq!(*key.unwrap(&wrapped).unwrap(), plain);
+    let mut wrapped = version.key.wrap(plain).unwrap();
+    assert_eq!(*key.unwrap(&version, &wrapped).unwrap(), plain);
     let at = data.len() % wrapped.len();
     wrapped[at] ^= data.first().map_or(1, |byte| byte | 1);
-    assert!(key.unwrap(&wrapped).is_err());
+    assert!(key.unwrap(&version, &wrapped).is_err());
 }
 
 fn of_transport(data: &[u8]) {
