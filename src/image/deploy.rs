@@ -119,7 +119,7 @@ pub fn deploy(
         .inspect_err(|error| {
             Record::new("deploy-image")
                 .with("kind", error.kind().name())
-                .with_text("source_volume", source.volume.header.volume_id())
+                .with_text("source_volume", source.volume.header().volume_id())
                 .with("source_image", source.image)
                 .refused(error);
         })?;
@@ -139,12 +139,12 @@ pub fn deploy(
             false => Vec::new(),
         },
         holder: inherits.then_some(holder),
-        key_mode: source.volume.header.key_mode(),
+        key_mode: source.volume.header().key_mode(),
         provenance: Provenance {
-            volume: source.volume.header.volume_id(),
+            volume: source.volume.header().volume_id(),
             image: source.image.to_owned(),
             // If it does not inherit, its contents were chosen by someone other than its holder.
-            foreign: source.volume.header.is_foreign() || !inherits,
+            foreign: source.volume.header().is_foreign() || !inherits,
         },
     };
     let new_volume = NewVolume {

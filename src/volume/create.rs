@@ -27,6 +27,7 @@ use super::header::{
 };
 use super::key_wraps::wrap_key_set;
 use super::mark::clear_mark;
+use super::rewrap_platform::platform_versions;
 use super::succession::known_key_set;
 use super::superblock::replace_header;
 use super::{CreateOptions, FreshVolume, Volume, objects_path, target_dir};
@@ -103,7 +104,7 @@ impl KeyHolder {
     /// The key holder of an open volume.
     pub fn of(volume: &Volume) -> Self {
         Self {
-            keystore: Arc::clone(&volume.keystore),
+            keystore: volume.keystore(),
             customer_key: volume.customer_key.as_deref().map(fingerprint),
         }
     }
@@ -283,6 +284,7 @@ fn write_volume(
             customer_key: new_volume
                 .customer_key
                 .map(|provider| provider.describe().uri.to_string()),
+            platform: platform_versions(&header),
             directory: place.as_ref().map(Into::into),
             written: Some(written),
             ..VolumeRecord::new(incarnation)

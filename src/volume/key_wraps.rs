@@ -66,7 +66,7 @@ fn wrap_customer_dek(
     Ok(record)
 }
 
-fn wrap_mismatch() -> KeyError {
+pub(super) fn wrap_mismatch() -> KeyError {
     KeyError::new(
         ErrorKind::WrongKey,
         "a wrapped key did not unwrap to the key that was wrapped",
