@@ -420,7 +420,7 @@ fn open_stored(
         other => other?,
     };
     report.bytes = file.len()?;
-    let file = match MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()) {
+    let file = match MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto()) {
         Err(SealedError::Io(error)) => return Err(error.into()),
         Err(error) => return unreadable(report, &error, std::iter::once(0..1).collect()),
         Ok(file) => Arc::new(file),

@@ -140,7 +140,7 @@ impl<'a> Repairer<'a> {
         let file = volume
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
-        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
+        let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto());
         let meta = Arc::new(Meta::open_for_repair(
             file.map_err(std::io::Error::from)?,
             CACHE_BYTES,

@@ -298,9 +298,9 @@ pub(crate) fn report_open(path: &Path, volume: &Volume) -> Report {
         volume: path.to_path_buf(),
         verified: true,
         copy_of: volume.copy_status().original().map(Path::to_path_buf),
-        header: header_report(&volume.header),
+        header: header_report(&volume.header()),
         fingerprint: volume.fingerprint().ok(),
-        platform_keystore: Some(volume.keystore.directory().to_path_buf()),
+        platform_keystore: Some(volume.keystore().directory().to_path_buf()),
         record: record_of(volume),
         layers: layer_reports(),
         ..Report::default()
@@ -308,7 +308,7 @@ pub(crate) fn report_open(path: &Path, volume: &Volume) -> Report {
 }
 
 fn record_of(volume: &Volume) -> Option<RecordReport> {
-    let record = volume.keystore.record(volume.header.volume_id());
+    let record = volume.keystore().record(volume.header().volume_id());
     record.ok().flatten().as_ref().map(record_report)
 }
 

@@ -22,8 +22,8 @@ impl FormerIdentity {
     pub(crate) fn of(volume: &Volume) -> Self {
         Self {
             store: Arc::clone(&volume.store),
-            volume: volume.header.volume_id(),
-            incarnation: volume.header.incarnation(),
+            volume: volume.header().volume_id(),
+            incarnation: volume.header().incarnation(),
         }
     }
 

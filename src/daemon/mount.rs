@@ -216,9 +216,9 @@ fn serve(
         tracing::debug!(%error, "not marked as one that serves writeback");
     }
     let report = report::report_open(path, &volume);
-    let id = volume.header.volume_id();
+    let id = volume.header().volume_id();
     let read_only = request.options.read_only.unwrap_or(false);
-    let options = fuse_options(request, path, volume.header.is_foreign());
+    let options = fuse_options(request, path, volume.header().is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| UserError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
@@ -329,13 +329,13 @@ fn make_separate(
     if !request.new_identity {
         return Ok(volume);
     }
-    let before = volume.header.volume_id();
+    let before = volume.header().volume_id();
     let cache = filesystem_options(request).meta_cache_bytes;
     let volume = Filesystem::separate(volume, cache)
         .map_err(|error| UserError::filesystem(doing(), &error))?;
     tracing::info!(
         volume = %path.display(),
-        id = %volume.header.volume_id(),
+        id = %volume.header().volume_id(),
         copy_of = %before,
         "the copy is a volume of its own now"
     );

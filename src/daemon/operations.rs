@@ -117,7 +117,7 @@ fn deploy(
         size_bytes: *size_bytes,
         keystore: match keystore {
             Some(named) => named.path(),
-            None => filesystem.volume().keystore.directory().to_path_buf(),
+            None => filesystem.volume().keystore().directory().to_path_buf(),
         },
     };
     let _about = audit::for_volume(&target.path());

@@ -263,7 +263,7 @@ pub(super) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> R
         _ => Ok(()),
     };
     Record::new("remount")
-        .volume(filesystem.volume().header.volume_id())
+        .volume(filesystem.volume().header().volume_id())
         .with("read_only", read_only)
         .outcome(&changed);
     if changed.is_ok() {

@@ -109,7 +109,7 @@ impl Filesystem {
     /// The metadata cannot be read or does not authenticate, the volume is older than the
     /// keystore's record, it may not be written to, or recovery fails.
     pub fn open(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
-        let id = volume.header.volume_id();
+        let id = volume.header().volume_id();
         Self::open_unaudited(volume, options)
             .inspect_err(|error| Record::new("open-filesystem").volume(id).refused(error))
     }
@@ -133,7 +133,7 @@ impl Filesystem {
         if !options.read_only {
             file = Arc::new(WithBallast::over(file, Arc::clone(&ballast)));
         }
-        let file = MetaFile::open(file, &set, volume.header.meta_crypto())?;
+        let file = MetaFile::open(file, &set, volume.header().meta_crypto())?;
         match volume.check_rollback(&file.slots()) {
             // Read-only: nothing is written, and no record says that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
@@ -193,6 +193,7 @@ impl Filesystem {
                 this.volume.store.sync_policy()
             );
             this.recover_and_mark_in_use()?;
+            this.rewrap_at_open();
             this.start_background()?;
             this.begin_checkpoints();
         }
@@ -210,7 +211,7 @@ impl Filesystem {
         // Writes of the database when it opens stay in memory: an attempt that fails must not make
         // the old metadata look newer than it is.
         let file: Arc<dyn StoreFile> = Arc::new(ScratchFile::over(file)?);
-        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+        let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto())?;
         let slots = file.slots();
         match volume.check_rollback(&slots) {
             // If the original comes back, both copies could be used: only one of them may be the

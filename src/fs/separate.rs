@@ -23,7 +23,7 @@ impl Filesystem {
         // Writes of the database when it opens stay in memory: an attempt that fails changes
         // nothing.
         let file: Arc<dyn StoreFile> = Arc::new(ScratchFile::over(file)?);
-        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+        let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto())?;
         let meta = Meta::open(file, meta_cache_bytes)?;
         let first = Sequence(meta.sequence().0.saturating_add(1));
         let separated =

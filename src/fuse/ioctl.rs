@@ -47,7 +47,7 @@ fn audit_shutdown(dispatch: &Dispatch, request: &Request, requester: Requester, 
         0,
         move |fs| {
             let _scope = audit::requested_by(requester);
-            let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
+            let record = Record::new("shut-down").volume(fs.volume().header().volume_id());
             match done {
                 true => record.done(),
                 false => record.refused("only root and the user that runs the daemon may"),

@@ -112,7 +112,7 @@ pub fn deploy(
     let audit_refusal = |error: &VolumeError| {
         Record::new("deploy-image")
             .with("kind", error.kind().name())
-            .with_text("source_volume", source.volume.header.volume_id())
+            .with_text("source_volume", source.volume.header().volume_id())
             .with("source_image", source.image)
             .refused(error);
     };
@@ -153,12 +153,12 @@ pub fn deploy(
             false => Vec::new(),
         },
         holder: inherits.then_some(holder),
-        key_mode: source.volume.header.key_mode(),
+        key_mode: source.volume.header().key_mode(),
         provenance: Provenance {
-            volume: source.volume.header.volume_id(),
+            volume: source.volume.header().volume_id(),
             image: source.image.to_owned(),
             // If it does not inherit, its contents were chosen by someone other than its holder.
-            foreign: source.volume.header.is_foreign() || !inherits,
+            foreign: source.volume.header().is_foreign() || !inherits,
         },
     };
     let new_volume = NewVolume {

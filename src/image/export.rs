@@ -100,9 +100,9 @@ pub fn export(
 ) -> Result<Exported, ImageError> {
     let result = export_unaudited(source, created, options, to, progress);
     let audited = Record::new("export-image")
-        .volume(source.volume.header.volume_id())
+        .volume(source.volume.header().volume_id())
         .with("image", source.image)
-        .with("key_mode", source.volume.header.key_mode().name());
+        .with("key_mode", source.volume.header().key_mode().name());
     match &result {
         Ok(exported) => audited.with_text("export", exported.export).done(),
         Err(error) => audited.with("kind", error.kind().name()).refused(error),
@@ -153,7 +153,7 @@ fn export_unaudited(
         meta,
         key_set,
         provenance: ExportProvenance {
-            volume: volume.header.volume_id(),
+            volume: volume.header().volume_id(),
             image: source.image.to_owned(),
             created: created.secs,
         },
@@ -184,7 +184,7 @@ fn transport_keys(
     export: ExportId,
 ) -> Result<(TransportMethod, TransportKeys), ImageError> {
     let keys = match &options.transport {
-        Transport::Keystore => volume.keystore.transport(export),
+        Transport::Keystore => volume.keystore().transport(export),
         Transport::Passphrase(from) => from.obtain_for_export().and_then(|passphrase| {
             TransportKeys::from_new_passphrase(&passphrase, Argon2idCost::DEFAULT, export)
         }),
@@ -194,7 +194,7 @@ fn transport_keys(
 
 /// Key mode of the export: never weaker than that of the volume.
 fn key_mode(volume: &Volume, customer: Option<&ExportKey>) -> Result<KeyMode, ImageError> {
-    match (volume.header.key_mode(), customer) {
+    match (volume.header().key_mode(), customer) {
         (_, Some(_)) => Ok(KeyMode::PlatformAndCustomer),
         (KeyMode::PlatformManaged, None) => Ok(KeyMode::PlatformManaged),
         (KeyMode::PlatformAndCustomer, None) => Err(VolumeError::WouldDowngrade.into()),

@@ -33,7 +33,7 @@ use zeroize::Zeroizing;
 
 use super::aead::{self, RoleCipher};
 use super::customer::{CustomerKeyProvider, KeyVersion};
-use super::encoding::hex_bytes;
+use super::encoding::{hex_bytes, strict};
 use super::error::{ErrorKind, KeyError};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use crate::audit::Record;
@@ -124,6 +124,18 @@ impl WrapRecord {
         self.provider.starts_with(PLATFORM_PREFIX)
     }
 
+    /// The platform key that made the wrap; `None` for a customer key, or if the wrap names none.
+    pub fn platform_version(&self) -> Option<PlatformVersion> {
+        let id = strict(self.provider.strip_prefix(PLATFORM_PREFIX)?)?;
+        let version: u32 = self.key_version.parse().ok()?;
+        // Exactly the text that this program writes.
+        let is_exact = version > 0 && version.to_string() == self.key_version;
+        is_exact.then_some(PlatformVersion {
+            keystore: id.try_into().ok()?,
+            version,
+        })
+    }
+
     /// True if everything is within bounds and safe to print.
     pub(crate) fn is_well_formed(&self) -> bool {
         let text_ok = |text: &str| {
@@ -205,10 +217,18 @@ pub(crate) fn unwrap_from_slot(
 }
 
 /// Identifies the platform key of a wrap: keystore and version.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PlatformVersion {
-    pub(crate) keystore: [u8; 16],
-    pub(crate) version: u32,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PlatformVersion {
+    /// The keystore's id.
+    pub keystore: [u8; 16],
+    /// Number of the version, from 1.
+    pub version: u32,
+}
+
+impl fmt::Display for PlatformVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.version, hex::encode(self.keystore))
+    }
 }
 
 impl PlatformVersion {

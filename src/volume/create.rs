@@ -27,6 +27,7 @@ use super::header::{
 };
 use super::key_wraps::{prove_unwrap, wrap_key_set};
 use super::mark::clear_mark;
+use super::rewrap_platform::platform_versions;
 use super::slot::Slots;
 use super::succession::known_key_set;
 use super::superblock::replace_header;
@@ -112,8 +113,8 @@ impl KeyHolder {
     /// The key holder of an open volume.
     pub fn of(volume: &Volume) -> Self {
         Self {
-            keystore: Arc::clone(&volume.keystore),
-            slots: volume.header.slots().clone(),
+            keystore: volume.keystore(),
+            slots: volume.header().slots().clone(),
         }
     }
 
@@ -155,7 +156,7 @@ impl<'a> NewCustomer<'a> {
     pub fn of(volume: &Volume) -> Option<Self> {
         let opened_by = volume.opened_by.as_ref()?;
         Some(Self {
-            slots: volume.header.slots().clone(),
+            slots: volume.header().slots().clone(),
             uri: opened_by.uri.clone(),
             provider: None,
         })
@@ -331,6 +332,7 @@ fn write_volume(
                 .customer
                 .as_ref()
                 .map(|customer| customer.uri.to_string()),
+            platform: platform_versions(&header),
             directory: place.as_ref().map(Into::into),
             written: Some(written),
             ..VolumeRecord::new(incarnation)

@@ -218,6 +218,16 @@ impl HeaderContents {
         }
     }
 
+    /// The superblock with other wraps of the same key sets. Its number is higher than this one's
+    /// and than `above`.
+    pub(crate) fn rewrapped(&self, key_sets: Vec<WrappedKeySet>, above: u64) -> Self {
+        Self {
+            sequence: self.sequence.max(above).saturating_add(1),
+            key_sets,
+            ..self.clone()
+        }
+    }
+
     /// Id of the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.volume

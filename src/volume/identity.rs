@@ -34,9 +34,10 @@ use super::find_holder::find_holder;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
 use super::key_wraps::wrap_key_set;
 use super::renew::{NewMeta, RenewFn, next_key_set, swap_in_next_meta, write_next_meta};
+use super::rewrap_platform::platform_versions;
 use super::succession::known_key_set;
 use super::superblock::{OBJECT_NAME, discard_aside, replace_header};
-use super::{Volume, objects_path, spare};
+use super::{KeyState, Volume, objects_path, spare};
 use crate::audit::Record;
 use crate::ids::{CryptoId, IncarnationId, Sequence, VolumeId};
 use crate::keys::{KeyError, VolumeRecord, WriterLock, WriterLocked};
@@ -59,9 +60,9 @@ impl Volume {
         first: Sequence,
         fill: &mut RenewFn<'_>,
     ) -> Result<Self, VolumeError> {
-        let before = self.header.volume_id();
+        let before = self.header().volume_id();
         let separated = self.assign_unaudited(first, fill);
-        let now = separated.as_ref().map(|now| now.header.volume_id());
+        let now = separated.as_ref().map(|now| now.header().volume_id());
         Record::new("new-identity")
             .volume(now.unwrap_or(before))
             .with_text("copy_of", before)
@@ -80,12 +81,12 @@ impl Volume {
             crypto: CryptoId::random().map_err(KeyError::random)?,
             first,
         };
-        let active = next_key_set(&self.header)?;
+        let active = next_key_set(&self.header())?;
         let contents = HeaderContents::fresh(
             id,
             incarnation,
             new_meta.crypto,
-            self.header.slots().clone(),
+            self.header().slots().clone(),
             self.wrap_all(id, &active)?,
             Some(self.copied_from()),
         );
@@ -100,19 +101,20 @@ impl Volume {
             .directory_identity()
             .map_err(VolumeError::unknown_location)?;
         self.unshare_objects()?;
-        let written = next_written_time(&self.keystore, id, place.as_ref())?;
+        let written = next_written_time(&self.keystore(), id, place.as_ref())?;
         let uri = self.opened_by.as_ref().map(|opened| opened.uri.to_string());
         let begun = VolumeRecord {
             header_sequence: header.header_sequence(),
             key_sets: vec![known_key_set(keys.active())?],
             customer_key: uri,
+            platform: platform_versions(&header),
             directory: place.as_ref().map(Into::into),
             written: Some(written),
             ..VolumeRecord::new(incarnation)
         };
         let mut announced = || {
             let writer = self.lock_identity(id)?;
-            self.keystore
+            self.keystore()
                 .update_record(id, &begun)
                 .map_err(VolumeError::CannotRemember)?;
             write_next_meta(&*self.store, &keys, new_meta, fill)?;
@@ -120,7 +122,7 @@ impl Volume {
         };
         let writer = announced().inspect_err(|_: &VolumeError| {
             // The id is unused. A leftover record does no harm.
-            let _ = self.keystore.forget(id);
+            let _ = self.keystore().forget(id);
         })?;
         replace_header(&*self.store, &bytes)?;
         swap_in_next_meta(&*self.store)?;
@@ -129,7 +131,7 @@ impl Volume {
         ))?;
         Ok(Self {
             keys: Arc::new(keys),
-            header,
+            key_state: KeyState::new(header, self.keystore()),
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
@@ -142,8 +144,9 @@ impl Volume {
 
     /// Wraps all key sets of the copy as read-only, and the active set, for the new id.
     fn wrap_all(&self, id: VolumeId, active: &KeySet) -> Result<Vec<WrappedKeySet>, VolumeError> {
-        let slots = self.header.slots();
-        let wrap = |set: &KeySet, state| wrap_key_set(&self.keystore, slots, id, set, state);
+        let header = self.header();
+        let keystore = self.keystore();
+        let wrap = |set: &KeySet, state| wrap_key_set(&keystore, header.slots(), id, set, state);
         let mut sets: Vec<&Arc<KeySet>> = self.keys.iter().collect();
         sets.sort_by_key(|set| set.epoch);
         let mut wrapped = Vec::with_capacity(sets.len() + 1);
@@ -157,9 +160,9 @@ impl Volume {
     /// The provenance of a copy of a whole volume. No image has the empty name.
     fn copied_from(&self) -> Provenance {
         Provenance {
-            volume: self.header.volume_id(),
+            volume: self.header().volume_id(),
             image: String::new(),
-            foreign: self.header.is_foreign(),
+            foreign: self.header().is_foreign(),
         }
     }
 
@@ -171,7 +174,7 @@ impl Volume {
         else {
             return Ok(None);
         };
-        match self.keystore.lock_writer(id, &place.path)? {
+        match self.keystore().lock_writer(id, &place.path)? {
             WriterLocked::Own(writer) => Ok(Some(writer)),
             WriterLocked::Held(by) => Err(VolumeError::SharesFiles {
                 by: by.map(|path| find_holder(path, id, &place)),
@@ -187,7 +190,7 @@ impl Volume {
         if shared.is_empty() {
             return Ok(());
         }
-        let _original = self.lock_identity(self.header.volume_id())?;
+        let _original = self.lock_identity(self.header().volume_id())?;
         tracing::info!(
             objects = shared.len(),
             "objects are shared with another directory, and get copies"

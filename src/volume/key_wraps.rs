@@ -90,7 +90,7 @@ pub(super) fn prove_unwrap(
     }
 }
 
-fn wrap_mismatch() -> KeyError {
+pub(super) fn wrap_mismatch() -> KeyError {
     KeyError::new(
         ErrorKind::WrongKey,
         "a wrapped key did not unwrap to the key that was wrapped",

@@ -20,7 +20,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::ids::{CryptoId, Sequence};
 use crate::keys::{KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord, WriterLock};
@@ -47,6 +47,7 @@ pub mod open;
 mod record_update;
 mod renew;
 pub mod rescue;
+mod rewrap_platform;
 mod rollback;
 pub mod slot;
 pub mod spare;
@@ -62,6 +63,7 @@ pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use open::{open, open_with_retry};
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
+pub use rewrap_platform::Rewrap;
 pub use rollback::{LastKnown, Rollback};
 pub use slot::{SlotNumber, Slots, SlottedKey};
 pub use superblock::{claimed_id, inspect};
@@ -167,17 +169,19 @@ pub struct Volume {
     pub store: Arc<dyn Store>,
     /// Its keys.
     pub keys: Arc<KeyRing>,
-    /// Its superblock.
-    pub header: VerifiedHeader,
     /// The customer key that opened it; `None` for a platform-managed volume.
     pub opened_by: Option<OpenedBy>,
-    /// The platform keystore.
-    pub keystore: Arc<PlatformKeystore>,
     /// The keystore's record as it was when the volume was opened; `None` if the keystore knew
     /// nothing of this incarnation.
     pub record: Option<VolumeRecord>,
     /// Whether the volume may be older than the keystore knows.
     pub accepts_restored: bool,
+    /// The superblock and the keystore. Only a re-wrap replaces them while the volume is open.
+    key_state: RwLock<KeyState>,
+    /// Held while `volume.json` or its spare copy is replaced.
+    superblock: Mutex<()>,
+    /// It was opened for reading only.
+    read_only: bool,
     /// How the superblock is older than the keystore knows; set only if that was to be accepted.
     older_header: Option<Rollback>,
     /// The record that the keystore holds now.
@@ -193,7 +197,32 @@ pub struct Volume {
     lock: Box<dyn StoreLock>,
 }
 
+/// The superblock, and the keystore that holds the platform keys of its wraps.
+#[derive(Clone, Debug)]
+struct KeyState {
+    header: Arc<VerifiedHeader>,
+    keystore: Arc<PlatformKeystore>,
+}
+
+impl KeyState {
+    fn new(header: VerifiedHeader, keystore: Arc<PlatformKeystore>) -> RwLock<Self> {
+        let header = Arc::new(header);
+        RwLock::new(Self { header, keystore })
+    }
+}
+
 impl Volume {
+    /// The superblock. Its ids stay the same while the volume is open; a re-wrap changes its number
+    /// and its wraps.
+    pub fn header(&self) -> Arc<VerifiedHeader> {
+        Arc::clone(&self.key_state.read().header)
+    }
+
+    /// The platform keystore.
+    pub fn keystore(&self) -> Arc<PlatformKeystore> {
+        Arc::clone(&self.key_state.read().keystore)
+    }
+
     /// The descriptors behind the lock, to prove to another process that it is held; `None` if the
     /// store has none.
     pub fn held_lock(&self) -> Option<HeldLock<'_>> {
@@ -275,7 +304,7 @@ impl Volume {
             ..current.clone()
         };
         if let Some(place) = &place
-            && !expected::is_of_another(&self.keystore, self.header.volume_id(), &next, place)?
+            && !expected::is_of_another(&self.keystore(), self.header().volume_id(), &next, place)?
         {
             next.set_directory(place.into());
         }
@@ -284,8 +313,8 @@ impl Volume {
             // Never move the time back: a location belongs to the volume that was written there
             // last.
             next.written = next.written.max(Some(coarse_time().secs));
-            self.keystore
-                .update_record(self.header.volume_id(), &next)?;
+            self.keystore()
+                .update_record(self.header().volume_id(), &next)?;
             *current = next;
         }
         Ok(())

@@ -18,10 +18,11 @@ use super::expected::RememberedHere;
 use super::history::{check_header_rollback, check_metadata_rollback};
 use super::record_update::RecordUpdate;
 use super::renew::{MetaLocation, finish_meta_swap, locate_meta};
+use super::rewrap_platform::versions_in_use;
 use super::rollback::Rollback;
 use super::succession::fingerprint_of;
 use super::superblock::{claimed_id, inspect};
-use super::{OpenOptions, Volume, header_path, lock, spare};
+use super::{KeyState, OpenOptions, Volume, header_path, lock, spare};
 use crate::audit::{self, Record};
 use crate::keys::VolumeRecord;
 use crate::store::{DirectoryIdentity, Store};
@@ -59,8 +60,8 @@ pub fn open_with_retry(
     let audited = Record::new("open-volume").with("read_only", options.read_only);
     match &result {
         Ok(volume) => audited
-            .volume(volume.header.volume_id())
-            .with("key_mode", volume.header.key_mode().name())
+            .volume(volume.header().volume_id())
+            .with("key_mode", volume.header().key_mode().name())
             .done(),
         Err(error) => audited
             .volume(claimed_id(&*store))
@@ -100,6 +101,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
         authenticated: &authenticated,
         location: location.as_ref(),
         now: remembered_here.now(),
+        platform: versions_in_use(&*store, &authenticated.header),
         options,
     };
     let current = match &claim.record {
@@ -119,11 +121,12 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     Ok(Volume {
         store,
         keys: Arc::new(authenticated.keys),
-        header: authenticated.header,
         opened_by: authenticated.opened_by,
-        keystore: Arc::new(authenticated.keystore),
         record,
         accepts_restored: options.accept_restored,
+        key_state: KeyState::new(authenticated.header, Arc::new(authenticated.keystore)),
+        superblock: Mutex::new(()),
+        read_only: options.read_only,
         older_header,
         current: Mutex::new(current),
         copy_status: claim.copy_status,

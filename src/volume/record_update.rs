@@ -1,10 +1,13 @@
 //! Updates the keystore's record of a volume when the volume is opened.
 
+use std::collections::BTreeSet;
+
 use super::authenticate::Authenticated;
 use super::error::VolumeError;
 use super::{OpenOptions, OpenedBy};
 use crate::keys::customer;
 use crate::keys::uri::Scheme;
+use crate::keys::wrap::PlatformVersion;
 use crate::keys::{KeyUri, PassphraseSource, VolumeRecord};
 use crate::store::DirectoryIdentity;
 
@@ -16,6 +19,8 @@ pub(super) struct RecordUpdate<'a> {
     pub(super) location: Option<&'a DirectoryIdentity>,
     /// The time to record.
     pub(super) now: i64,
+    /// The versions of platform keys that the superblock and its spare copy name.
+    pub(super) platform: Option<BTreeSet<PlatformVersion>>,
     /// How the volume is opened.
     pub(super) options: &'a OpenOptions,
 }
@@ -37,6 +42,7 @@ impl RecordUpdate<'_> {
         // A pending incarnation that never began: the previous superblock is still in place.
         next.pending_incarnation = None;
         next.header_sequence = next.header_sequence.max(header.header_sequence());
+        next.platform.clone_from(&self.platform);
         next.customer_key = key_to_remember(self.authenticated.opened_by.as_ref(), record);
         next
     }

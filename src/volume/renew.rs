@@ -34,10 +34,11 @@ use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
 };
 use super::key_wraps::wrap_key_set;
+use super::rewrap_platform::platform_versions;
 use super::spare;
 use super::succession::{known_key_set, verification_key};
 use super::superblock::{replace_header, unshare};
-use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
+use super::{KeyState, NEXT_META_NAME, Volume, meta_path, next_meta_path};
 use crate::audit::Record;
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence};
 use crate::keys::{KeyError, VolumeRecord};
@@ -62,14 +63,14 @@ impl Volume {
         first: Sequence,
         fill: &mut RenewFn<'_>,
     ) -> Result<Self, VolumeError> {
-        let volume = self.header.volume_id();
-        let before = self.header.incarnation();
+        let volume = self.header().volume_id();
+        let before = self.header().incarnation();
         let renewed = self.renew_unaudited(carried_on, first, fill);
         let mut audited = Record::new("accept-restored")
             .volume(volume)
             .with_text("before", before);
         if let Ok(now) = &renewed {
-            audited = audited.with_text("incarnation", now.header.incarnation());
+            audited = audited.with_text("incarnation", now.header().incarnation());
         }
         audited.outcome(&renewed);
         renewed
@@ -86,17 +87,17 @@ impl Volume {
             crypto: CryptoId::random().map_err(KeyError::random)?,
             first,
         };
-        let active = next_key_set(&self.header)?;
+        let active = next_key_set(&self.header())?;
         let mut wrapped = wrap_key_set(
-            &self.keystore,
-            self.header.slots(),
-            self.header.volume_id(),
+            &self.keystore(),
+            self.header().slots(),
+            self.header().volume_id(),
             &active,
             KeySetState::Active,
         )?;
         wrapped.succeeds = Some(self.state_succession(&active, incarnation, carried_on)?);
         let remembered = self.current.lock().clone();
-        let contents = self.header.renewed(
+        let contents = self.header().renewed(
             incarnation,
             new_meta.crypto,
             wrapped,
@@ -116,8 +117,8 @@ impl Volume {
             ..remembered
         };
         let id = header.volume_id();
-        let written = next_written_time(&self.keystore, id, place.as_ref())?;
-        self.keystore.update_record(id, &announced)?;
+        let written = next_written_time(&self.keystore(), id, place.as_ref())?;
+        self.keystore().update_record(id, &announced)?;
         write_next_meta(&*self.store, &keys, new_meta, fill)?;
         replace_header(&*self.store, &bytes)?;
         swap_in_next_meta(&*self.store)?;
@@ -125,19 +126,20 @@ impl Volume {
             header_sequence: header.header_sequence(),
             key_sets: announced.key_sets,
             customer_key: announced.customer_key,
+            platform: platform_versions(&header),
             directory: place.as_ref().map(Into::into),
             written: Some(written),
             ..VolumeRecord::new(incarnation)
         };
         begun.remember_key_set(known_key_set(keys.active())?);
-        self.keystore.update_record(id, &begun)?;
+        self.keystore().update_record(id, &begun)?;
         // They belong to the previous incarnation and can no longer be opened.
         spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
             "cannot replace the spare copy of volume.json",
         ))?;
         Ok(Self {
             keys: std::sync::Arc::new(keys),
-            header,
+            key_state: KeyState::new(header, self.keystore()),
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
@@ -157,11 +159,11 @@ impl Volume {
     ) -> Result<SuccessionStatement, VolumeError> {
         let active = self.keys.active();
         let succession = Succession {
-            volume: self.header.volume_id(),
+            volume: self.header().volume_id(),
             before: ActiveSet {
                 key_set: active.id,
                 epoch: active.epoch,
-                incarnation: self.header.incarnation(),
+                incarnation: self.header().incarnation(),
             },
             commit,
             after: ActiveSet {
@@ -173,7 +175,7 @@ impl Volume {
         let mac = succession.mac(&verification_key(active)?, &verification_key(next)?);
         Ok(SuccessionStatement {
             key_set: active.id,
-            incarnation: self.header.incarnation(),
+            incarnation: self.header().incarnation(),
             commit: commit.0,
             mac: mac.map_err(|_| KeyError::derivation())?,
         })

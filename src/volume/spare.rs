@@ -66,20 +66,31 @@ pub(super) fn replace(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -
     keep(store, keys, own)
 }
 
-/// Finishes an interrupted [`replace`], which left a spare copy of another incarnation. A failure
-/// does not prevent the use of the volume.
+/// Finishes an interrupted [`replace`], which left a spare copy of another incarnation, or an
+/// interrupted re-wrap, which left one with other wraps. A failure does not prevent the use of the
+/// volume.
 pub(super) fn settle(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) {
-    let spare = read(store, &spare_path()).ok();
-    let spare = spare.and_then(|bytes| UnverifiedHeader::parse(&bytes).ok());
+    let Some(spare) = claims(store) else {
+        return;
+    };
     // Unverified is good enough: an attacker who can write the spare can remove the checkpoints
     // directly.
-    let is_former = spare.is_some_and(|spare| {
-        let claims = spare.claims();
-        (claims.volume_id(), claims.incarnation()) != (own.volume_id(), own.incarnation())
-    });
-    if is_former && let Err(error) = replace(store, keys, own) {
-        tracing::warn!(%error, "checkpoints of a former incarnation could not be removed");
+    let spare = spare.claims();
+    if (spare.volume_id(), spare.incarnation()) != (own.volume_id(), own.incarnation()) {
+        if let Err(error) = replace(store, keys, own) {
+            tracing::warn!(%error, "checkpoints of a former incarnation could not be removed");
+        }
+    } else if spare.header_sequence() != own.header_sequence()
+        && let Err(error) = keep(store, keys, own)
+    {
+        tracing::warn!(%error, "the spare copy of volume.json is an older one");
     }
+}
+
+/// The spare copy, not verified; `None` if there is none that can be parsed.
+pub(super) fn claims(store: &dyn Store) -> Option<UnverifiedHeader> {
+    let bytes = read(store, &spare_path()).ok()?;
+    UnverifiedHeader::parse(&bytes).ok()
 }
 
 fn discard_checkpoints(store: &dyn Store) -> io::Result<()> {

@@ -441,7 +441,7 @@ fn customer_managed(test: &'static str, keygen: &str) {
         .done();
     let volume = open(&place);
     let set = Arc::clone(volume.keys.active());
-    let meta = volume.header.meta_crypto();
+    let meta = volume.header().meta_crypto();
     drop(volume);
     let mounted = place.mount("vol", "mnt", "passphrase_file=passphrase");
     search_daemon(&place, &mounted, &set, meta);
@@ -484,7 +484,7 @@ fn keys_of_a_daemon_that_created_them() {
         };
         let store = DirectoryStore::open(&copy).unwrap();
         let volume = volume::open(Arc::new(store), &options).unwrap();
-        let meta = volume.header.meta_crypto();
+        let meta = volume.header().meta_crypto();
         secrets_of(
             &place,
             volume.keys.active(),

@@ -57,7 +57,7 @@ impl Victim {
         let active = volume.keys.active().epoch;
         let inherited = volume.keys.iter().find(|set| set.epoch != active);
         let inherited = Arc::clone(inherited.unwrap());
-        let (pin, meta) = (volume.fingerprint().unwrap(), volume.header.meta_crypto());
+        let (pin, meta) = (volume.fingerprint().unwrap(), volume.header().meta_crypto());
         // Used once, with a checkpoint of its metadata.
         let fs = Filesystem::open(volume, quiet()).unwrap();
         fs.mkdir(&support::USER, ROOT, b"own", 0o755).unwrap();

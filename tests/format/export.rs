@@ -62,7 +62,7 @@ fn open_meta(volume: &volume::Volume) -> Meta {
         .store
         .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
         .unwrap();
-    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
+    let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto()).unwrap();
     Meta::open(file, 4 << 20).unwrap()
 }
 

@@ -228,8 +228,12 @@ impl Fixture {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
             .unwrap();
-        let meta_file =
-            MetaFile::open(meta_file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
+        let meta_file = MetaFile::open(
+            meta_file,
+            volume.keys.active(),
+            volume.header().meta_crypto(),
+        )
+        .unwrap();
         let meta = Meta::open(meta_file, 4 << 20).unwrap();
         let mut requests = Vec::new();
         for (ino, contents) in files {

@@ -37,7 +37,7 @@ impl Copy {
         let mount = mount.reopen();
         mount.fs.checkpoint_now().unwrap();
         mount.fs.close().unwrap();
-        let id = mount.fs.volume().header.volume_id();
+        let id = mount.fs.volume().header().volume_id();
         let objects = support::audit::objects(&mount.store);
         let shared = StorePath::new(&format!("objects/{}", objects.first().unwrap()));
         let link = StorePath::new(OF_THE_ORIGINAL);
@@ -130,7 +130,7 @@ fn a_cut_at_every_call_leaves_the_copy_or_a_volume_of_its_own() {
                 survivor
             };
             let mut fs = use_it(&survivor, keystore.path()).expect(&what);
-            if fs.volume().header.volume_id() == copy.id {
+            if fs.volume().header().volume_id() == copy.id {
                 still += 1;
                 assert!(done.is_err(), "{what}");
                 holds_everything(&fs, &what);
@@ -141,7 +141,7 @@ fn a_cut_at_every_call_leaves_the_copy_or_a_volume_of_its_own() {
             } else {
                 own += 1;
             }
-            let header = fs.volume().header.clone();
+            let header = fs.volume().header().clone();
             assert_ne!(header.volume_id(), copy.id, "{what}");
             assert_eq!(header.provenance().unwrap().volume, copy.id, "{what}");
             holds_everything(&fs, &what);
@@ -180,7 +180,7 @@ fn nothing_of_the_former_identity_stays() {
     let before = before.claims();
     let fs = separate(&store, keystore.path()).unwrap();
     let volume = fs.volume();
-    let now = volume.header.clone();
+    let now = volume.header().clone();
     assert_ne!(now.incarnation(), before.incarnation());
     assert_ne!(now.meta_crypto(), before.meta_crypto());
     let newest = before.key_sets().iter().map(|set| set.epoch).max();

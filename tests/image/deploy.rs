@@ -82,8 +82,8 @@ fn a_deployed_volume_holds_what_the_image_sees() {
         source.info(&path).unwrap();
     }
     let volume = disk.volume("copy", None).unwrap();
-    assert_eq!(volume.header.volume_id(), made.volume);
-    let from = volume.header.provenance().unwrap();
+    assert_eq!(volume.header().volume_id(), made.volume);
+    let from = volume.header().provenance().unwrap();
     assert_eq!(
         (from.volume, &*from.image),
         (

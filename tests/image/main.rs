@@ -164,7 +164,7 @@ fn open_meta(volume: &Volume) -> Result<Meta, ImageError> {
     let path = StorePath::new(volume::META_NAME);
     let file = volume.store.open(&path, OpenMode::ReadWrite);
     let file = file.map_err(bilayer::meta::MetaError::from)?;
-    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+    let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto())?;
     Ok(Meta::open(file, 4 << 20)?)
 }
 

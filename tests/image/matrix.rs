@@ -169,8 +169,8 @@ fn check_matrix(mode: KeyMode) {
     let all = ["source", "deployed", "older", "again", "imported"];
     for name in all {
         let volume = disk.volume(name, None).unwrap();
-        assert_eq!(volume.header.key_mode(), mode, "{name}");
-        for set in volume.header.key_sets() {
+        assert_eq!(volume.header().key_mode(), mode, "{name}");
+        for set in volume.header().key_sets() {
             let platform = mode == KeyMode::PlatformManaged;
             assert!(
                 set.customer

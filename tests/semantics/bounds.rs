@@ -40,7 +40,7 @@ impl Closed {
         let volume = open_volume(&self.store, self.keystore.path(), false);
         let path = StorePath::new(META_NAME);
         let file = self.store.open(&path, OpenMode::ReadWrite).unwrap();
-        MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap()
+        MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto()).unwrap()
     }
 
     fn open(self) -> Mount {

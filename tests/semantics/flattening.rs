@@ -103,7 +103,7 @@ fn recorded(mount: &Mount, node: NodeId) -> Vec<usize> {
     let volume = open_volume(&store, mount.keystore.path(), false);
     let path = StorePath::new("meta");
     let file = store.open(&path, OpenMode::ReadWrite).unwrap();
-    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
+    let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto()).unwrap();
     let meta = Meta::open(file, 4 << 20).unwrap();
     let ino = bilayer::ids::Ino(node.0);
     let all = meta.scan(Table::Extent, &[], &[0xFF; 9], View::LIVE, usize::MAX);

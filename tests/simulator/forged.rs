@@ -33,7 +33,7 @@ pub fn find() -> Option<String> {
     let volume = open().unwrap();
     let active = volume.keys.active().epoch;
     let inherited = volume.keys.iter().find(|set| set.epoch != active).unwrap();
-    let crypto = volume.header.meta_crypto();
+    let crypto = volume.header().meta_crypto();
     let forged = forge::meta_of_an_empty_tree(inherited, crypto, Sequence(1 << 40));
     drop(volume);
     let meta = target

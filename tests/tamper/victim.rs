@@ -181,7 +181,7 @@ fn open_meta(volume: &Volume) -> Arc<Meta> {
     let path = StorePath::new(META_NAME);
     let file = volume.store.open(&path, OpenMode::ReadWrite).expect("meta");
     let file =
-        MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).expect("meta");
+        MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto()).expect("meta");
     Arc::new(Meta::open(file, 4 << 20).expect("metadata"))
 }
 
@@ -431,9 +431,9 @@ impl Victim {
         keystore.remember(&state.records);
         let volume = volume(state.disk.copy_at(self.name), &keystore).expect("open");
         Keyed {
-            volume: volume.header.volume_id(),
+            volume: volume.header().volume_id(),
             keys: Arc::clone(&volume.keys),
-            meta: volume.header.meta_crypto(),
+            meta: volume.header().meta_crypto(),
         }
     }
 

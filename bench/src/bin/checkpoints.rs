@@ -216,7 +216,7 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     let file = volume
         .store
         .open(&StorePath::new(META_NAME), OpenMode::Read)?;
-    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+    let file = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto())?;
     let file = Arc::new(file);
     let commits = RawTables::all(&file);
     let rows = commits.first().ok_or("no commit can be read")?;

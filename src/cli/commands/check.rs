@@ -266,7 +266,7 @@ fn offline(
     });
     let report = report.unwrap_or(Err(CheckError::Fault));
     if args.repair {
-        audit_repair(volume.header.volume_id(), &report);
+        audit_repair(volume.header().volume_id(), &report);
     }
     let report = report.map_err(|error: CheckError| {
         let doing = if args.repair { "repair" } else { "check" };

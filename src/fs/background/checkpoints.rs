@@ -17,7 +17,6 @@ use crate::fs::Filesystem;
 use crate::fs::types::Timespec;
 use crate::meta::checkpoint::{self, Checkpoint, CheckpointError, Written};
 use crate::meta::commit::BatchNumber;
-use crate::volume::spare;
 
 /// The inverse of the maximum share of time spent on checkpoints.
 const TIME_SHARE: u32 = 100;
@@ -98,15 +97,9 @@ impl Filesystem {
         self.start_checkpoints();
     }
 
-    /// Updates the spare copy of the superblock.
-    fn write_spare(&self) -> std::io::Result<()> {
-        let volume = &self.volume;
-        spare::keep(&*volume.store, &volume.keys, &volume.header)
-    }
-
     /// Updates the spare copy of the superblock. The first failure is logged.
     fn update_spare(&self) {
-        let written = self.write_spare();
+        let written = self.volume.keep_spare();
         let failed = written.is_err();
         let warned = std::mem::replace(&mut self.checkpoints.state.lock().warned_of_spare, failed);
         if let Err(error) = written
@@ -219,7 +212,7 @@ impl Filesystem {
     /// # Errors
     /// No checkpoint was made. The filesystem is not affected.
     pub fn checkpoint_now(&self) -> Result<Checkpoint, CheckpointError> {
-        self.write_spare()?;
+        self.volume.keep_spare()?;
         Ok(self.write_checkpoint(&mut || true)?.checkpoint)
     }
 

@@ -6,6 +6,7 @@
 
 mod checkpoints;
 mod keystore_record;
+mod platform_keys;
 mod purge;
 mod reclaim;
 mod removal;

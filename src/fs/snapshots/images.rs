@@ -56,7 +56,7 @@ impl Filesystem {
     /// The audit record of a deployment that was refused before the new volume was begun.
     pub fn refused_deployment(&self, image: &str) -> Record {
         Record::new("deploy-image")
-            .with_text("source_volume", self.volume.header.volume_id())
+            .with_text("source_volume", self.volume.header().volume_id())
             .with("source_image", image)
     }
 

@@ -54,7 +54,7 @@ impl Filesystem {
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
         let restored = self.restore_unaudited(snapshot, path);
         let mut audited = Record::new("restore-snapshot")
-            .volume(self.volume.header.volume_id())
+            .volume(self.volume.header().volume_id())
             .with("name", snapshot);
         if let Some(path) = path {
             audited = audited.with_text("restored", path.display());

@@ -307,7 +307,7 @@ impl Filesystem {
             (ViewChange::Rename, ViewKind::Image) => "rename-image",
         };
         Record::new(action)
-            .volume(self.volume.header.volume_id())
+            .volume(self.volume.header().volume_id())
             .with("name", name)
     }
 

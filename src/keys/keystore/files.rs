@@ -5,22 +5,28 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::versions::Version;
 use super::{damaged, not_found_is_none};
 use crate::ids::VolumeId;
 use crate::keys::encoding::{hex_array, strict};
-use crate::keys::error::{KeyError, while_doing, while_writing};
+use crate::keys::error::{ErrorKind, KeyError, while_doing, while_writing};
 use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
 use crate::sys::files::{self, Access};
+use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
 
-/// Directory of the versions.
-pub(super) const VERSIONS: &str = "versions";
+/// Directory of the keystore's own versions.
+const VERSIONS: &str = "versions";
+/// Directory of the versions of adopted keystores, in a directory each.
+const ADOPTED: &str = "adopted";
+/// Directory with an empty file for each version that an export was made for.
+const EXPORTS: &str = "exports";
 /// Directory of the volumes' records.
 pub(super) const VOLUMES: &str = "volumes";
 /// File with the keystore's id.
@@ -40,6 +46,8 @@ struct IdentityFile {
 
 const IDENTITY_FORMAT: &str = "bilayer-platform-keystore";
 const VERSION_FORMAT: &str = "bilayer-platform-key";
+/// More than the text of a version ever has, in bytes.
+const VERSION_TEXT_BYTES: usize = 512;
 
 /// Borrows from the buffer that it is read from, so that no other copy of the keys exists as text.
 #[derive(Deserialize)]
@@ -49,6 +57,10 @@ struct VersionFile<'a> {
     version: u32,
     keystore: &'a str,
     number: u32,
+    #[serde(default)]
+    created: Option<i64>,
+    #[serde(default)]
+    restored: Option<i64>,
     infrastructure: &'a str,
     customer: &'a str,
 }
@@ -67,9 +79,16 @@ pub(super) fn read_identity(directory: &Path) -> Result<Option<[u8; 16]>, KeyErr
 
 /// Draws an id and writes it. If another process was first, its id is returned.
 pub(super) fn create_identity(directory: &Path) -> Result<[u8; 16], KeyError> {
-    let path = directory.join(IDENTITY);
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|e| KeyError::random(io::Error::other(e.to_string())))?;
+    write_identity(directory, id)?;
+    let path = directory.join(IDENTITY);
+    read_identity(directory)?.ok_or_else(|| damaged(&path, "vanished"))
+}
+
+/// Writes the id unless there is one.
+pub(super) fn write_identity(directory: &Path, id: [u8; 16]) -> Result<(), KeyError> {
+    let path = directory.join(IDENTITY);
     let file = IdentityFile {
         format: IDENTITY_FORMAT.to_owned(),
         version: 1,
@@ -77,15 +96,51 @@ pub(super) fn create_identity(directory: &Path) -> Result<[u8; 16], KeyError> {
     };
     let text = serde_json::to_vec(&file)
         .map_err(|error| damaged(&path, &format!("cannot be written ({error})")))?;
-    write_file(&path, &text, Replace::Never)?;
-    read_identity(directory)?.ok_or_else(|| damaged(&path, "vanished"))
+    write_file(&path, &text, Replace::Never).map(|_| ())
+}
+
+/// The directory of the keystore's own versions.
+pub(super) fn own_versions(directory: &Path) -> PathBuf {
+    directory.join(VERSIONS)
+}
+
+/// The directory of the versions of an adopted keystore.
+pub(super) fn adopted_versions(directory: &Path, id: [u8; 16]) -> PathBuf {
+    directory.join(ADOPTED).join(hex::encode(id))
+}
+
+/// The ids of the adopted keystores.
+pub(super) fn adopted_keystores(directory: &Path) -> Result<Vec<[u8; 16]>, KeyError> {
+    let path = directory.join(ADOPTED);
+    let id_of = |name: &String| {
+        let id = strict(name).and_then(|id| id.try_into().ok());
+        id.ok_or_else(|| damaged(&path.join(name), "does not belong there"))
+    };
+    names(&path)?.iter().map(id_of).collect()
+}
+
+/// Marks a version as needed by an export.
+pub(super) fn mark_exported(directory: &Path, number: u32) -> Result<(), KeyError> {
+    let folder = directory.join(EXPORTS);
+    let path = folder.join(format!("{number:08}"));
+    if path.exists() {
+        return Ok(());
+    }
+    make_directory(&folder)?;
+    write_file(&path, b"", Replace::Never).map(|_| ())
+}
+
+/// True if an export was made for the version.
+pub(super) fn is_exported(directory: &Path, number: u32) -> bool {
+    let path = directory.join(EXPORTS).join(format!("{number:08}"));
+    // A name that cannot be looked up counts as a mark.
+    !matches!(path.try_exists(), Ok(false))
 }
 
 /// The numbers of the existing versions. Names that start with a dot belong to interrupted writes.
-pub(super) fn version_numbers(directory: &Path) -> Result<Vec<u32>, KeyError> {
-    let path = directory.join(VERSIONS);
+pub(super) fn version_numbers(folder: &Path) -> Result<Vec<u32>, KeyError> {
     let mut numbers = Vec::new();
-    for name in names(&path)? {
+    for name in names(folder)? {
         let number = name
             .strip_suffix(".json")
             .filter(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
@@ -93,7 +148,7 @@ pub(super) fn version_numbers(directory: &Path) -> Result<Vec<u32>, KeyError> {
             .filter(|number| *number >= 1);
         match number {
             Some(number) => numbers.push(number),
-            None => return Err(damaged(&path.join(name), "does not belong there")),
+            None => return Err(damaged(&folder.join(name), "does not belong there")),
         }
     }
     Ok(numbers)
@@ -105,22 +160,21 @@ pub(super) fn has_records(directory: &Path) -> Result<bool, KeyError> {
     Ok(names.iter().any(|name| name.ends_with(".json")))
 }
 
-/// The two keys of a version.
+/// A version; `None` if there is no such file.
 pub(super) fn read_version(
-    directory: &Path,
+    folder: &Path,
     keystore: [u8; 16],
     number: u32,
-) -> Result<(PlatformKey, PlatformCustomerKey), KeyError> {
-    with_secrets(|| read_keys(directory, keystore, number))
+) -> Result<Option<Version>, KeyError> {
+    with_secrets(|| read_keys(folder, keystore, number))
 }
 
-fn read_keys(
-    directory: &Path,
-    keystore: [u8; 16],
-    number: u32,
-) -> Result<(PlatformKey, PlatformCustomerKey), KeyError> {
-    let path = version_path(directory, number);
-    let text = read_file(&path)?.ok_or_else(|| damaged(&path, "is missing"))?;
+fn read_keys(folder: &Path, keystore: [u8; 16], number: u32) -> Result<Option<Version>, KeyError> {
+    let path = version_path(folder, number);
+    let Some(text) = read_file(&path)? else {
+        return Ok(None);
+    };
+    refuse_open_to_others(&path)?;
     // The message of serde could quote a key.
     let file: VersionFile<'_> =
         serde_json::from_slice(&text).map_err(|_| damaged(&path, "cannot be read"))?;
@@ -137,35 +191,72 @@ fn read_keys(
     let infrastructure = key_bytes(file.infrastructure).ok_or_else(|| damaged(&path, "is bad"))?;
     let customer = key_bytes(file.customer).ok_or_else(|| damaged(&path, "is bad"))?;
     let no_memory = |error| KeyError::io("no memory for", &path, error);
-    Ok((
-        PlatformKey::from_bytes(&infrastructure).map_err(no_memory)?,
-        PlatformCustomerKey::from_bytes(&customer).map_err(no_memory)?,
-    ))
+    Ok(Some(Version {
+        infrastructure: PlatformKey::from_bytes(&infrastructure).map_err(no_memory)?,
+        customer: PlatformCustomerKey::from_bytes(&customer).map_err(no_memory)?,
+        created: file.created,
+        restored: file.restored,
+    }))
 }
 
-/// Writes a version. False if it exists, in which case it stays unchanged.
-pub(super) fn create_version(
-    directory: &Path,
+/// Writes a version. False if it exists and may not be replaced.
+pub(super) fn write_version(
+    folder: &Path,
     keystore: [u8; 16],
     number: u32,
-    infrastructure: &PlatformKey,
-    customer: &PlatformCustomerKey,
+    version: &Version,
+    replace: Replace,
 ) -> Result<bool, KeyError> {
-    let path = version_path(directory, number);
+    let path = version_path(folder, number);
+    let time = |name, time: Option<i64>| {
+        time.map_or_else(String::new, |time| format!("\"{name}\":{time},"))
+    };
     with_secrets(|| {
-        let text = format!(
+        // Allocated at full size: a growing buffer leaves copies of keys behind.
+        let mut text = Zeroizing::new(String::with_capacity(VERSION_TEXT_BYTES));
+        let digits = |key: &[u8]| Zeroizing::new(hex::encode(key));
+        text.push_str(&format!(
             "{{\"format\":\"{VERSION_FORMAT}\",\"version\":1,\"keystore\":\"{}\",\
-             \"number\":{number},\"infrastructure\":\"{}\",\"customer\":\"{}\"}}\n",
+             \"number\":{number},{}{}\"infrastructure\":\"",
             hex::encode(keystore),
-            hex::encode(infrastructure.expose()),
-            hex::encode(customer.expose()),
-        );
-        write_file(&path, text.as_bytes(), Replace::Never)
+            time("created", version.created),
+            time("restored", version.restored),
+        ));
+        text.push_str(&digits(version.infrastructure.expose()));
+        text.push_str("\",\"customer\":\"");
+        text.push_str(&digits(version.customer.expose()));
+        text.push_str("\"}\n");
+        write_file(&path, text.as_bytes(), replace)
     })
 }
 
-fn version_path(directory: &Path, number: u32) -> std::path::PathBuf {
-    directory.join(VERSIONS).join(format!("{number:08}.json"))
+/// The file of a version.
+pub(super) fn version_path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("{number:08}.json"))
+}
+
+/// Removes a version durably.
+pub(super) fn remove_version(folder: &Path, number: u32) -> Result<(), KeyError> {
+    let path = version_path(folder, number);
+    let removed = std::fs::remove_file(&path).and_then(|()| File::open(folder)?.sync_all());
+    removed.map_err(while_writing("cannot remove", &path))
+}
+
+/// Refuses a file with keys that does not belong to this user alone.
+fn refuse_open_to_others(path: &Path) -> Result<(), KeyError> {
+    let metadata = std::fs::symlink_metadata(path).map_err(while_doing("cannot read", path))?;
+    let (mode, user) = (metadata.mode() & 0o7777, effective_user());
+    let shown = path.display();
+    let problem = match metadata.uid() {
+        owner if owner != user => format!("belongs to user {owner}, not to user {user}"),
+        _ if mode & 0o077 != 0 => format!("is open to other users (mode {mode:04o})"),
+        _ => return Ok(()),
+    };
+    Err(KeyError::new(
+        ErrorKind::KeystoreInvalid,
+        format!("the platform key in {shown} {problem}"),
+    )
+    .with_hint(format!("chown {user} {shown}; chmod 600 {shown}")))
 }
 
 fn key_bytes(digits: &str) -> Option<Zeroizing<[u8; PLATFORM_KEY_BYTES]>> {
@@ -252,7 +343,7 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyEr
 }
 
 /// Opens a file of the keystore: no link is followed, a pipe does not block.
-fn open_plain(path: &Path) -> io::Result<File> {
+pub(super) fn open_plain(path: &Path) -> io::Result<File> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let name = path.file_name().and_then(|name| name.to_str());
     let directory = files::open_directory(directory)?;
@@ -261,6 +352,21 @@ fn open_plain(path: &Path) -> io::Result<File> {
         name.ok_or(io::ErrorKind::InvalidInput)?,
         Access::Read,
     )
+}
+
+/// Opens a file of the keystore's directory that is only locked, and creates it if missing.
+pub(super) fn open_or_make(directory: &Path, name: &str) -> io::Result<File> {
+    let directory = files::open_directory(directory)?;
+    loop {
+        match files::open_file_at(&directory, name, Access::ReadWrite) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match files::open_file_at(&directory, name, Access::CreateNew) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made,
+        }
+    }
 }
 
 /// Creates a directory and its parents, each durably with mode 0700. An existing directory is

@@ -10,8 +10,10 @@ impl PlatformKeystore {
     /// secret. Keys are compared in constant time.
     pub(crate) fn holds_keys_of(&self, other: &Self) -> bool {
         let number = other.current_version();
-        let (Some(ours), Some(theirs)) = (self.versions.get(&number), other.versions.get(&number))
-        else {
+        let (Some(ours), Some(theirs)) = (
+            self.versions.own.get(&number),
+            other.versions.own.get(&number),
+        ) else {
             return false;
         };
         let infrastructure = ours

@@ -19,7 +19,6 @@
 //!
 //! Only file modes protect it; nothing is sealed to the machine.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
@@ -27,25 +26,30 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{ErrorKind, KeyError, while_doing};
-use super::secret::{PlatformCustomerKey, PlatformKey};
 use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
 use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::store::DirectoryIdentity;
+use crate::sys::clock::coarse_time;
 use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
+use versions::{Version, Versions};
 
 mod directory;
 mod files;
 mod holder;
+mod lock;
 mod record;
+mod rotate;
 mod transport;
+mod versions;
 mod volumes_at;
 mod writer;
 
 pub use directory::{FormerDirectory, RememberedDirectory};
 pub use record::{KnownKeySet, VolumeRecord};
+pub use rotate::{KnownVolume, ROTATION_AGE_DAYS, VersionInfo};
 pub use volumes_at::RememberedVolume;
 pub use writer::{WriterLock, WriterLocked};
 
@@ -55,20 +59,11 @@ pub const IDENTITY: &str = files::IDENTITY;
 /// Environment variable that names the keystore's directory.
 pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";
 
-/// Limit on the versions of a keystore.
-const MAX_VERSIONS: usize = 1000;
-
-/// The two keys of a version.
-struct Version {
-    infrastructure: PlatformKey,
-    customer: PlatformCustomerKey,
-}
-
 /// An open platform keystore.
 pub struct PlatformKeystore {
     directory: PathBuf,
     id: [u8; 16],
-    versions: BTreeMap<u32, Version>,
+    versions: Versions,
 }
 
 impl PlatformKeystore {
@@ -86,8 +81,8 @@ impl PlatformKeystore {
         let Some(id) = files::read_identity(directory)? else {
             return Err(missing(directory, "holds no keystore"));
         };
-        let versions = read_versions(directory, id)?;
-        if versions.is_empty() {
+        let versions = Versions::read(directory, id)?;
+        if versions.own.is_empty() {
             return Err(missing(directory, "holds no keys"));
         }
         Ok(Self {
@@ -106,10 +101,13 @@ impl PlatformKeystore {
         refuse_inside_volume(directory)?;
         files::make_directory(directory)?;
         refuse_shared(directory)?;
-        for part in [files::VERSIONS, files::VOLUMES] {
-            files::make_directory(&directory.join(part))?;
+        for part in [
+            files::own_versions(directory),
+            directory.join(files::VOLUMES),
+        ] {
+            files::make_directory(&part)?;
         }
-        let numbers = files::version_numbers(directory)?;
+        let numbers = files::version_numbers(&files::own_versions(directory))?;
         let id = match files::read_identity(directory)? {
             Some(id) => id,
             None if numbers.is_empty() && !files::has_records(directory)? => {
@@ -139,6 +137,7 @@ impl PlatformKeystore {
     /// Number of the version that makes new wraps: the highest.
     pub fn current_version(&self) -> u32 {
         self.versions
+            .own
             .last_key_value()
             .map_or(0, |(number, _)| *number)
     }
@@ -172,7 +171,7 @@ impl PlatformKeystore {
     /// Checks that the keystore is still in place: its directory may have been moved, or mounted
     /// over, since it was opened, and a record would then be written to another keystore or to
     /// none.
-    fn check_identity(&self) -> Result<(), KeyError> {
+    pub(crate) fn check_identity(&self) -> Result<(), KeyError> {
         match files::read_identity(&self.directory)? {
             Some(id) if id == self.id => Ok(()),
             Some(_) => Err(missing(
@@ -256,9 +255,15 @@ impl PlatformKeystore {
     fn current(&self) -> Result<(PlatformVersion, &Version), KeyError> {
         let (number, keys) = self
             .versions
+            .own
             .last_key_value()
             .ok_or_else(|| missing(&self.directory, "holds no keys"))?;
         Ok((self.named(*number), keys))
+    }
+
+    /// The version that makes new wraps.
+    pub fn current_name(&self) -> PlatformVersion {
+        self.named(self.current_version())
     }
 
     fn named(&self, version: u32) -> PlatformVersion {
@@ -268,45 +273,60 @@ impl PlatformKeystore {
         }
     }
 
-    /// The version that a wrap names.
+    /// The version that a wrap names: one of this keystore's own, or of an adopted one.
     fn version_of(&self, record: &WrapRecord) -> Result<(PlatformVersion, &Version), KeyError> {
         let directory = self.directory.display();
-        match record.provider.strip_prefix(PLATFORM_PREFIX) {
-            Some(id) if id == self.id() => {}
-            Some(id) => {
-                return Err(KeyError::new(
-                    ErrorKind::WrongKey,
-                    format!(
-                        "volume.json names platform keystore {id:?}, and {directory} is {}",
-                        self.id()
-                    ),
-                )
-                .with_hint(format!(
-                    "name the right one: --platform-keystore DIR or {ENVIRONMENT}=DIR"
-                )));
-            }
-            None => {
-                return Err(KeyError::new(
-                    ErrorKind::HeaderInvalid,
-                    "volume.json has a platform wrap that names no platform keystore",
-                ));
-            }
+        let Some(id) = record.provider.strip_prefix(PLATFORM_PREFIX) else {
+            return Err(KeyError::new(
+                ErrorKind::HeaderInvalid,
+                "volume.json has a platform wrap that names no platform keystore",
+            ));
+        };
+        let named = record.platform_version();
+        if let Some(name) = named
+            && let Some(keys) = self.version(name)
+        {
+            return Ok((name, keys));
         }
-        record
-            .key_version
-            .parse()
-            .ok()
-            .and_then(|number: u32| Some((self.named(number), self.versions.get(&number)?)))
-            .ok_or_else(|| {
-                KeyError::new(
-                    ErrorKind::KeystoreMissing,
-                    format!(
-                        "volume.json names platform key version {:?}, which is not in {directory}",
-                        record.key_version
-                    ),
-                )
-                .with_hint("restore the keystore from a backup that has this version")
-            })
+        let is_known = named.is_some_and(|name| self.numbered(name.keystore).is_some());
+        if is_known || id == self.id() {
+            return Err(KeyError::new(
+                ErrorKind::KeystoreMissing,
+                format!(
+                    "volume.json names platform key version {:?}, which is not in {directory}",
+                    record.key_version
+                ),
+            )
+            .with_hint("restore the keystore from a backup that has this version"));
+        }
+        Err(KeyError::new(
+            ErrorKind::WrongKey,
+            format!(
+                "volume.json names platform keystore {id:?}, and {directory} is {}",
+                self.id()
+            ),
+        )
+        .with_hint(format!(
+            "name the right one (--platform-keystore DIR or {ENVIRONMENT}=DIR), or restore its \
+             backup: bilayer keystore restore FILE"
+        )))
+    }
+
+    /// The versions of a keystore id.
+    fn numbered(&self, id: [u8; 16]) -> Option<&versions::Numbered> {
+        match id == self.id {
+            true => Some(&self.versions.own),
+            false => self.versions.adopted.get(&id),
+        }
+    }
+
+    /// True if the keystore holds the version.
+    pub(crate) fn has_version(&self, name: PlatformVersion) -> bool {
+        self.version(name).is_some()
+    }
+
+    fn version(&self, name: PlatformVersion) -> Option<&Version> {
+        self.numbered(name.keystore)?.get(&name.version)
     }
 }
 
@@ -315,7 +335,8 @@ impl fmt::Debug for PlatformKeystore {
         f.debug_struct("PlatformKeystore")
             .field("directory", &self.directory)
             .field("id", &self.id())
-            .field("versions", &self.versions.keys().collect::<Vec<_>>())
+            .field("versions", &self.versions.own.keys().collect::<Vec<_>>())
+            .field("adopted", &self.versions.adopted.len())
             .finish()
     }
 }
@@ -439,35 +460,18 @@ fn refuse_shared(directory: &Path) -> Result<(), KeyError> {
     Ok(())
 }
 
-fn read_versions(directory: &Path, id: [u8; 16]) -> Result<BTreeMap<u32, Version>, KeyError> {
-    let numbers = files::version_numbers(directory)?;
-    if numbers.len() > MAX_VERSIONS {
-        return Err(damaged(directory, "has too many versions"));
-    }
-    numbers
-        .into_iter()
-        .map(|number| {
-            let (infrastructure, customer) = files::read_version(directory, id, number)?;
-            let version = Version {
-                infrastructure,
-                customer,
-            };
-            Ok((number, version))
-        })
-        .collect()
-}
-
-fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<(), KeyError> {
-    let infrastructure = PlatformKey::random().map_err(KeyError::random)?;
-    let customer = PlatformCustomerKey::random().map_err(KeyError::random)?;
-    let made = files::create_version(directory, id, number, &infrastructure, &customer)?;
+/// Makes a version. False if it exists.
+fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<bool, KeyError> {
+    let version = Version::random(coarse_time().secs)?;
+    let folder = files::own_versions(directory);
+    let made = files::write_version(&folder, id, number, &version, files::Replace::Never)?;
     if made {
         Record::new("create-platform-key")
             .with("keystore", hex::encode(id))
             .with("key_version", number)
             .done();
     }
-    Ok(())
+    Ok(made)
 }
 
 fn missing(directory: &Path, what: &str) -> KeyError {

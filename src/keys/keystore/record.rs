@@ -2,6 +2,7 @@
 //! customer key that opens it. The record lets an older copy of the volume be noticed and a foreign
 //! key set be refused, and it keeps a superblock from naming a customer key of its own.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::ids::{IncarnationId, KeySetId, Sequence, VolumeId};
 use crate::keys::encoding::{hex_array, hex_id};
 use crate::keys::error::KeyError;
 use crate::keys::uri::KeyUri;
+use crate::keys::wrap::PlatformVersion;
 use crate::layers::VerificationKey;
 
 const FORMAT: &str = "bilayer-volume-record";
@@ -40,6 +42,9 @@ pub struct VolumeRecord {
     /// was created with, or, if that is unknown or only a public half, the first one that opened
     /// it. `None` for a platform-managed volume.
     pub customer_key: Option<String>,
+    /// The versions of platform keys that the volume needs: those that its superblock, or the spare
+    /// copy of it, names. `None` if an older program wrote the record.
+    pub platform: Option<BTreeSet<PlatformVersion>>,
     /// True if the volume was unmounted cleanly after that commit.
     pub clean: bool,
     /// The directory that is the volume, all others being copies; `None` until the volume was
@@ -63,6 +68,9 @@ pub struct KnownKeySet {
 impl VolumeRecord {
     /// Limit on the remembered key sets; older ones are forgotten.
     pub const MAX_KEY_SETS: usize = 64;
+
+    /// Limit on the versions of platform keys that one volume needs.
+    pub const MAX_PLATFORM_VERSIONS: usize = 512;
 
     /// Records the set as the newest active one.
     pub fn remember_key_set(&mut self, active: KnownKeySet) {
@@ -95,6 +103,7 @@ impl VolumeRecord {
             header_sequence: 0,
             key_sets: Vec::new(),
             customer_key: None,
+            platform: None,
             clean: false,
             directory: None,
             former: None,
@@ -148,6 +157,32 @@ impl Drop for KeySetEntry {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct PlatformEntry {
+    #[serde(with = "hex_array")]
+    keystore: [u8; 16],
+    version: u32,
+}
+
+impl From<PlatformVersion> for PlatformEntry {
+    fn from(name: PlatformVersion) -> Self {
+        Self {
+            keystore: name.keystore,
+            version: name.version,
+        }
+    }
+}
+
+impl From<PlatformEntry> for PlatformVersion {
+    fn from(entry: PlatformEntry) -> Self {
+        Self {
+            keystore: entry.keystore,
+            version: entry.version,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RecordFile {
     format: String,
     version: u32,
@@ -162,6 +197,8 @@ struct RecordFile {
     header_sequence: u64,
     key_sets: Vec<KeySetEntry>,
     customer_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    platform: Option<Vec<PlatformEntry>>,
     clean: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     directory: Option<DirectoryFile>,
@@ -219,6 +256,13 @@ pub(super) fn parse(
         Some(former) => Some(former.read().ok_or_else(bad_directory)?),
         None => None,
     };
+    let platform = file.platform;
+    if platform
+        .as_ref()
+        .is_some_and(|names| names.len() > VolumeRecord::MAX_PLATFORM_VERSIONS)
+    {
+        return Err(damaged(&path, "names too many platform keys"));
+    }
     let [first, second] = file.page0_tags;
     Ok(VolumeRecord {
         incarnation: file.incarnation,
@@ -228,6 +272,7 @@ pub(super) fn parse(
         header_sequence: file.header_sequence,
         key_sets: file.key_sets.iter().map(KeySetEntry::known).collect(),
         customer_key: file.customer_key,
+        platform: platform.map(|names| names.into_iter().map(Into::into).collect()),
         clean: file.clean,
         directory,
         former,
@@ -242,6 +287,9 @@ pub(super) fn write(
     record: &VolumeRecord,
 ) -> Result<(), KeyError> {
     let path = path_of(directory, volume);
+    // Without the names all versions are kept.
+    let platform = record.platform.as_ref();
+    let platform = platform.filter(|names| names.len() <= VolumeRecord::MAX_PLATFORM_VERSIONS);
     let file = RecordFile {
         format: FORMAT.to_owned(),
         version: 1,
@@ -253,6 +301,7 @@ pub(super) fn write(
         header_sequence: record.header_sequence,
         key_sets: record.key_sets.iter().map(KeySetEntry::of).collect(),
         customer_key: record.customer_key.clone(),
+        platform: platform.map(|names| names.iter().map(|name| (*name).into()).collect()),
         clean: record.clean,
         directory: record.directory.as_ref().map(Into::into),
         former: record.former.as_ref().map(Into::into),

@@ -13,6 +13,13 @@ fn context() -> WrapContext {
     }
 }
 
+fn context_version() -> PlatformVersion {
+    PlatformVersion {
+        keystore: [9; 16],
+        version: 3,
+    }
+}
+
 fn fresh() -> (tempfile::TempDir, PathBuf, PlatformKeystore) {
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path().join("data/bilayer/platform");
@@ -36,6 +43,7 @@ fn record() -> VolumeRecord {
         page0_tags: [[4; 16], [5; 16]],
         header_sequence: 6,
         customer_key: Some("file:/k.pem".to_owned()),
+        platform: Some([context_version()].into()),
         clean: true,
         directory: Some(RememberedDirectory {
             path: "/srv/a volume\n".into(),
@@ -88,7 +96,7 @@ fn created_once_and_found_again() {
 #[test]
 fn the_two_keys_of_a_version_are_independent_and_nothing_shows_them() {
     let (_guard, path, keystore) = fresh();
-    let version = keystore.versions.get(&1).expect("version 1");
+    let version = keystore.versions.own.get(&1).expect("version 1");
     assert_ne!(version.infrastructure.expose(), version.customer.expose());
     let shown = format!("{keystore:?}{:?}", version.infrastructure);
     assert!(!shown.contains(&hex::encode(version.infrastructure.expose())));
@@ -295,7 +303,7 @@ fn one_key_twice_is_refused_and_errors_quote_no_key() {
     let (_guard, path, keystore) = fresh();
     let file = path.join("versions/00000001.json");
     let good = std::fs::read_to_string(&file).expect("read");
-    let keys = keystore.versions.get(&1).expect("version 1");
+    let keys = keystore.versions.own.get(&1).expect("version 1");
     let infrastructure = hex::encode(keys.infrastructure.expose());
     let customer = hex::encode(keys.customer.expose());
     for text in [

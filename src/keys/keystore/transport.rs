@@ -1,7 +1,8 @@
 //! Platform keys as the key holder of an export: the destination has the same keystore.
 
-use super::PlatformKeystore;
+use super::{PlatformKeystore, files};
 use crate::ids::ExportId;
+use crate::keys::encoding::strict;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::transport::{TransportKeys, TransportMethod};
 
@@ -12,6 +13,8 @@ impl PlatformKeystore {
         export: ExportId,
     ) -> Result<(TransportMethod, TransportKeys), KeyError> {
         let (version, keys) = self.current()?;
+        // From now on the version stays, whatever volumes need.
+        files::mark_exported(&self.directory, version.version)?;
         let method = TransportMethod::Keystore {
             keystore: hex::encode(version.keystore),
             key_version: version.version,
@@ -28,7 +31,8 @@ impl PlatformKeystore {
         export: ExportId,
     ) -> Result<TransportKeys, KeyError> {
         let directory = self.directory.display();
-        if keystore != self.id() {
+        let id = strict(keystore).and_then(|id| id.try_into().ok());
+        let Some(versions) = id.and_then(|id| self.numbered(id)) else {
             return Err(KeyError::new(
                 ErrorKind::WrongKey,
                 format!(
@@ -37,8 +41,8 @@ impl PlatformKeystore {
                 ),
             )
             .with_hint("import it where that keystore is, or export it anew under a passphrase"));
-        }
-        let keys = self.versions.get(&key_version).ok_or_else(|| {
+        };
+        let keys = versions.get(&key_version).ok_or_else(|| {
             KeyError::new(
                 ErrorKind::KeystoreMissing,
                 format!(

@@ -84,7 +84,7 @@ fn replacing_shared_files_survives_power_cuts() {
         for seed in 0..10 {
             let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
             let again = keys.open(&survivor, None).expect("open after the cut");
-            assert_eq!(again.header.volume_id(), volume);
+            assert_eq!(again.header().volume_id(), volume);
             assert_eq!(read_meta(&again), META);
             assert_eq!(survivor.info(&meta_path()).expect("info").links, 1);
         }
@@ -130,7 +130,7 @@ fn what_a_power_cut_left_half_made_is_taken_over() {
             }
             let volume = keys.create(&survivor, None);
             let opened = keys.open(&survivor, None).expect("open");
-            assert_eq!(opened.header.volume_id(), volume);
+            assert_eq!(opened.header().volume_id(), volume);
             let objects = survivor.list(&StorePath::new(FOLDER)).expect("list");
             assert_eq!(objects.len(), 1, "call {call}, seed {seed}");
         }

@@ -10,9 +10,9 @@ fn inheritance(volume: &Volume) -> Inheritance {
     Inheritance {
         key_sets: volume.keys.iter().map(Arc::clone).collect(),
         holder: None,
-        key_mode: volume.header.key_mode(),
+        key_mode: volume.header().key_mode(),
         provenance: Provenance {
-            volume: volume.header.volume_id(),
+            volume: volume.header().volume_id(),
             image: "golden".to_owned(),
             foreign: false,
         },
@@ -56,10 +56,11 @@ fn check(new: &Volume, source: &Volume) {
         assert_ne!(fresh.customer.expose(), set.customer.expose());
         assert_ne!(fresh.infrastructure.expose(), set.infrastructure.expose());
     }
-    for set in new.header.key_sets() {
+    let (header, source_header) = (new.header(), source.header());
+    for set in header.key_sets() {
         let active = set.epoch == new.keys.active().epoch;
         assert_eq!(set.state == KeySetState::Active, active);
-        let old = source.header.key_sets().iter().find(|old| old.id == set.id);
+        let old = source_header.key_sets().iter().find(|old| old.id == set.id);
         let wraps = old.map(|old| (&old.customer, &old.infrastructure));
         assert_ne!(
             wraps,
@@ -67,11 +68,11 @@ fn check(new: &Volume, source: &Volume) {
             "wrapped anew"
         );
     }
-    let from = new.header.provenance().expect("provenance");
-    assert_eq!(from.volume, source.header.volume_id());
+    let from = header.provenance().expect("provenance");
+    assert_eq!(from.volume, source.header().volume_id());
     assert_eq!(from.image, "golden");
-    assert_ne!(new.header.volume_id(), source.header.volume_id());
-    assert_ne!(new.header.meta_crypto(), source.header.meta_crypto());
+    assert_ne!(new.header().volume_id(), source.header().volume_id());
+    assert_ne!(new.header().meta_crypto(), source.header().meta_crypto());
     assert_ne!(
         new.fingerprint().expect("print"),
         source.fingerprint().expect("print")
@@ -88,12 +89,12 @@ fn a_platform_managed_volume_gives_either() {
     let from = inheritance(&source);
     let same = inherit(&keys, &from, None).expect("found");
     let same = keys.open(&same, None).expect("open");
-    assert_eq!(same.header.key_mode(), KeyMode::PlatformManaged);
+    assert_eq!(same.header().key_mode(), KeyMode::PlatformManaged);
     check(&same, &source);
     let key = customer::open(&keys.public(), &PassphraseSource::None).expect("key");
     let managed = inherit(&keys, &from, Some(with_key(&*key))).expect("found");
     let managed = keys.open(&managed, Some(keys.private())).expect("open");
-    assert_eq!(managed.header.key_mode(), KeyMode::PlatformAndCustomer);
+    assert_eq!(managed.header().key_mode(), KeyMode::PlatformAndCustomer);
     check(&managed, &source);
     // And so on: a volume deployed from a deployed one.
     let again = inherit(&keys, &inheritance(&same), None).expect("found");

@@ -13,6 +13,7 @@ use crate::store::memory::MemoryStore;
 mod crash;
 mod inheriting;
 mod opening;
+mod rewrapping;
 mod superblock;
 mod target_dir;
 
@@ -31,6 +32,17 @@ impl Keys {
         Self {
             directory: tempfile::tempdir().expect("tempdir"),
         }
+    }
+
+    /// The same keys and records, which change independently from now on.
+    fn fork(&self) -> Self {
+        let fork = Self::new();
+        let copied = std::process::Command::new("cp")
+            .args(["-a", "-T"])
+            .args([self.at(), fork.at()])
+            .status();
+        assert!(copied.expect("cp").success());
+        fork
     }
 
     fn at(&self) -> &Path {
@@ -115,7 +127,7 @@ fn read_meta(volume: &Volume) -> Vec<u8> {
         .store
         .open(&meta_path(), OpenMode::Read)
         .expect("open");
-    let crypto = volume.header.meta_crypto();
+    let crypto = volume.header().meta_crypto();
     let file = MetaFile::open(file, volume.keys.active(), crypto).expect("meta");
     let mut page = vec![0; META.len()];
     file.read(0, &mut page).expect("read");

@@ -23,12 +23,12 @@ fn platform_managed_volume_round_trip() {
     .expect("create");
     let (ring, meta_crypto) = drawn.expect("format was called");
     let volume = keys.open(&store, None).expect("open");
-    assert_eq!(volume.header.volume_id(), id);
-    assert_eq!(volume.header.meta_crypto(), meta_crypto);
-    assert_eq!(volume.header.key_mode(), KeyMode::PlatformManaged);
-    assert_eq!(volume.header.header_sequence(), 1);
+    assert_eq!(volume.header().volume_id(), id);
+    assert_eq!(volume.header().meta_crypto(), meta_crypto);
+    assert_eq!(volume.header().key_mode(), KeyMode::PlatformManaged);
+    assert_eq!(volume.header().header_sequence(), 1);
     assert_eq!(
-        (volume.header.format(), volume.header.features().len()),
+        (volume.header().format(), volume.header().features().len()),
         (1, 0)
     );
     let (made, found) = (ring.active(), volume.keys.active());
@@ -48,7 +48,7 @@ fn customer_managed_volume_on_a_directory() {
     keys.create(&store, Some(keys.private()));
     // The keystore remembers which key it was.
     let volume = keys.open(&store, None).expect("open");
-    assert_eq!(volume.header.key_mode(), KeyMode::PlatformAndCustomer);
+    assert_eq!(volume.header().key_mode(), KeyMode::PlatformAndCustomer);
     let uri = keys.private().to_string();
     assert_eq!(
         volume.record.as_ref().and_then(|r| r.customer_key.clone()),
@@ -427,7 +427,7 @@ fn create_refuses_what_is_not_empty_and_leaves_it_alone() {
     assert_eq!(again.expect_err("a volume").kind(), ErrorKind::Usage);
     assert_eq!(read(&*store, &header_path()), before);
     assert_eq!(
-        keys.open(&store, None).expect("open").header.volume_id(),
+        keys.open(&store, None).expect("open").header().volume_id(),
         id
     );
 

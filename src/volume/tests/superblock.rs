@@ -231,7 +231,7 @@ fn wraps_do_not_change_places() {
     // The whole superblock of another volume: a whole volume, then, and its own id.
     write(&*store, &header_path(), &read(&*other, &header_path()));
     assert_ne!(
-        keys.open(&store, None).expect("open").header.volume_id(),
+        keys.open(&store, None).expect("open").header().volume_id(),
         parsed.claims().volume_id()
     );
 }

@@ -43,7 +43,7 @@ pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
     let file =
-        MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).expect("meta");
+        MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto()).expect("meta");
     Meta::open(file, 4 << 20).expect("metadata")
 }
 

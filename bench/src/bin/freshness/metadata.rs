@@ -195,7 +195,7 @@ fn look_up(place: &Path, tree: &Tree, files: u64) -> Outcome<()> {
         let file = MetaFile::open(
             watched.clone(),
             volume.keys.active(),
-            volume.header.meta_crypto(),
+            volume.header().meta_crypto(),
         )?;
         let meta = Meta::open(file, 64 << 20)?;
         watched.take_read();
@@ -238,7 +238,7 @@ fn verify_all(place: &Path) -> Outcome<()> {
     let file = MetaFile::open(
         Arc::new(ScratchFile::over(file)?),
         volume.keys.active(),
-        volume.header.meta_crypto(),
+        volume.header().meta_crypto(),
     )?;
     let mut database = open(Arc::new(file))?;
     let opened = start.elapsed();

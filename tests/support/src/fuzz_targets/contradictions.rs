@@ -284,7 +284,7 @@ fn receive(rows: &[TableRow]) -> bool {
     let file = store
         .open(&StorePath::new(META_NAME), OpenMode::Read)
         .unwrap();
-    let received = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
+    let received = MetaFile::open(file, volume.keys.active(), volume.header().meta_crypto());
     let Ok(stored) = Stored::open(&Arc::new(received.unwrap())) else {
         return false;
     };
@@ -301,7 +301,7 @@ fn receive(rows: &[TableRow]) -> bool {
     let fresh = FreshVolume {
         store: Arc::new(target.clone()),
         keys: Arc::clone(&volume.keys),
-        meta_crypto: volume.header.meta_crypto(),
+        meta_crypto: volume.header().meta_crypto(),
         size_bytes: None,
     };
     if !check::compare(&fresh).is_ok_and(|report| report.is_clean()) {
@@ -320,7 +320,7 @@ fn create(store: &MemoryStore, volume: &Volume) -> MetaFile {
     let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite);
     let file = file.unwrap();
     file.set_len(0).unwrap();
-    MetaFile::create(file, volume.keys.active(), volume.header.meta_crypto()).unwrap()
+    MetaFile::create(file, volume.keys.active(), volume.header().meta_crypto()).unwrap()
 }
 
 /// Creates files and directories, which must share nothing with others, and moves directories into

@@ -85,7 +85,7 @@ fn open(store: &MemoryStore, volume: &Volume) -> std::result::Result<MetaFile, S
     MetaFile::open(
         file.unwrap(),
         volume.keys.active(),
-        volume.header.meta_crypto(),
+        volume.header().meta_crypto(),
     )
 }
 

@@ -49,7 +49,8 @@ impl Scene {
         if bytes.is_empty() {
             let _ = fs::remove_file(path);
         } else {
-            fs::write(path, bytes).unwrap();
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
         }
     }
 }

@@ -72,7 +72,7 @@ pub fn target(data: &[u8]) {
     let meta = MetaFile::create(
         file.unwrap(),
         volume.keys.active(),
-        volume.header.meta_crypto(),
+        volume.header().meta_crypto(),
     );
     if hostile::load(meta.unwrap(), &rows).is_err() {
         return;
