@@ -27,6 +27,7 @@
 //! | `bilayer export` | 2 | infrastructure DEK | export id, 0 | 32 bytes |
 //! | `bilayer export` | 3 | the two above | export id, 1 or 2 | 32 bytes: MAC key |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
+//! | `bilayer consent` | 1 | customer DEK | zero | 32 bytes: MAC key of a consent, never stored |
 //!
 //! - The four keys of a page are, in this order: 32 bytes XTS data key, 32 bytes XTS tweak key, 32
 //!   bytes AES-256 key of the tag, 16 bytes POLYVAL key.
@@ -87,6 +88,7 @@ pub(crate) enum Purpose {
     Succession,
     Fingerprint,
     Export,
+    Consent,
 }
 
 impl Purpose {
@@ -97,6 +99,7 @@ impl Purpose {
             Self::Succession => b"bilayer succeed\0",
             Self::Fingerprint => b"bilayer print\0\0\0",
             Self::Export => b"bilayer export\0\0",
+            Self::Consent => b"bilayer consent\0",
         }
     }
 }

@@ -22,6 +22,7 @@
 #[cfg(not(any(feature = "aws-lc", feature = "pure-rust")))]
 compile_error!("choose an implementation: feature `aws-lc` (the default) or `pure-rust`");
 
+pub mod consent;
 pub mod customer;
 pub mod dek;
 pub mod derivation;
@@ -35,6 +36,7 @@ pub mod succession;
 mod tests;
 pub mod xts;
 
+pub use consent::{consent_mac, verify_consent_mac};
 pub use customer::CustomerKeys;
 pub use dek::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
 pub use derivation::{DerivationError, FORMAT, Segment};

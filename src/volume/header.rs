@@ -228,6 +228,20 @@ impl HeaderContents {
         }
     }
 
+    /// The superblock with other slots, and the wraps that they need. Its number is higher than this
+    /// one's and than `above`.
+    pub(crate) fn with_slots(
+        &self,
+        slots: Slots,
+        key_sets: Vec<WrappedKeySet>,
+        above: u64,
+    ) -> Self {
+        Self {
+            slots,
+            ..self.rewrapped(key_sets, above)
+        }
+    }
+
     /// Id of the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.volume

@@ -30,6 +30,7 @@ use crate::store::{HeldLock, Store, StoreLock, StorePath};
 use crate::sys::clock::coarse_time;
 
 mod authenticate;
+pub mod change_slots;
 mod claim;
 pub mod copy_status;
 pub mod create;
@@ -54,7 +55,9 @@ pub mod spare;
 mod succession;
 mod superblock;
 pub mod target_dir;
+pub mod unlock;
 
+pub use change_slots::{Consent, SlotChange};
 pub use copy_status::CopyStatus;
 pub use create::{Inheritance, KeyHolder, NewCustomer, NewVolume, create_empty, create_volume};
 pub use error::VolumeError;
@@ -67,6 +70,7 @@ pub use rewrap_platform::Rewrap;
 pub use rollback::{LastKnown, Rollback};
 pub use slot::{SlotNumber, Slots, SlottedKey};
 pub use superblock::{claimed_id, inspect};
+pub use unlock::{Unlocked, unlock};
 
 /// Name of the superblock's file.
 pub const HEADER_NAME: &str = "volume.json";

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use super::error::VolumeError;
 use super::header::{HeaderContents, UnverifiedHeader, VerifiedHeader, WrappedKeySet};
 use super::key_wraps::wrap_mismatch;
-use super::superblock::replace_header;
+use super::superblock::{inspect, replace_header};
 use super::{Volume, header_path, spare};
 use crate::audit::Record;
 use crate::keys::wrap::{PlatformVersion, WrapContext, WrapRecord};
@@ -119,13 +119,13 @@ impl Volume {
             let both = both
                 .map(|(old, new)| with_both(&newest, old, new))
                 .collect();
-            self.replace_superblock(both)?;
+            self.replace_wraps(both)?;
             self.prove(&newest, &wrapped)?;
-            self.replace_superblock(wrapped)?;
+            self.replace_wraps(wrapped)?;
         }
         self.key_state.write().keystore = newest.into();
         self.renew_spare()?;
-        self.record_platform_versions()?;
+        self.record_superblock(|_| ())?;
         Ok(Rewrap::Done(name))
     }
 
@@ -165,11 +165,22 @@ impl Volume {
     }
 
     /// Writes a superblock with these wraps; durable on return.
-    fn replace_superblock(&self, key_sets: Vec<WrappedKeySet>) -> Result<(), VolumeError> {
+    fn replace_wraps(&self, key_sets: Vec<WrappedKeySet>) -> Result<(), VolumeError> {
         let above = self.current.lock().header_sequence;
-        let contents = self.header().rewrapped(key_sets, above);
+        self.replace_superblock(self.header().rewrapped(key_sets, above))
+    }
+
+    /// Writes a superblock with these contents; durable on return.
+    pub(super) fn replace_superblock(&self, contents: HeaderContents) -> Result<(), VolumeError> {
         let (header, bytes) = VerifiedHeader::seal(contents, &self.keys)?;
-        replace_header(&*self.store, &bytes)?;
+        if let Err(error) = replace_header(&*self.store, &bytes) {
+            // Its last step may have failed, with the new one in place.
+            let written = inspect(&*self.store).and_then(|found| found.verify(&self.keys));
+            if written.is_ok_and(|written| written == header) {
+                self.key_state.write().header = header.into();
+            }
+            return Err(error);
+        }
         self.key_state.write().header = header.into();
         Ok(())
     }
@@ -211,7 +222,7 @@ impl Volume {
     }
 
     /// Replaces an existing spare copy of the superblock.
-    fn renew_spare(&self) -> Result<(), VolumeError> {
+    pub(super) fn renew_spare(&self) -> Result<(), VolumeError> {
         const DOING: &str = "cannot replace the spare copy of volume.json";
         match self.store.info(&spare::spare_path()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -243,14 +254,19 @@ impl Volume {
             && current.header_sequence >= header.header_sequence()
     }
 
-    fn record_platform_versions(&self) -> Result<(), VolumeError> {
+    /// Writes to the keystore's record what it has to know of the superblock, and `change`.
+    pub(super) fn record_superblock(
+        &self,
+        change: impl FnOnce(&mut VolumeRecord),
+    ) -> Result<(), VolumeError> {
         let header = self.header();
         let mut current = self.current.lock();
-        let next = VolumeRecord {
+        let mut next = VolumeRecord {
             platform: platform_versions(&header),
             header_sequence: current.header_sequence.max(header.header_sequence()),
             ..current.clone()
         };
+        change(&mut next);
         self.keystore()
             .update_record(header.volume_id(), &next)
             .map_err(VolumeError::CannotRemember)?;

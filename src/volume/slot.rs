@@ -13,6 +13,7 @@ use crate::keys::customer::{CustomerKeyProvider, KeyVersion, WrapAlgorithm, Wrap
 use crate::keys::encoding::hex_bytes;
 use crate::keys::error::KeyError;
 use crate::keys::uri::MAX_URI_BYTES;
+use crate::keys::wrap::WrapRecord;
 
 /// Limit on the number of slots.
 pub const MAX_SLOTS: usize = 8;
@@ -119,10 +120,23 @@ pub struct SlottedKey {
     pub version: KeyVersion,
 }
 
+impl SlottedKey {
+    /// True if a wrap was made to this key, as far as its fields say.
+    pub(super) fn is_wrapped_by(&self, wrap: &WrapRecord) -> bool {
+        wrap.is_made_to(self.slot.0, &self.version)
+    }
+}
+
 /// The slots of a volume, in the order of their numbers; none if it is platform-managed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Slots(Vec<Slot>);
+
+impl From<Vec<Slot>> for Slots {
+    fn from(slots: Vec<Slot>) -> Self {
+        Self(slots)
+    }
+}
 
 impl Slots {
     /// A single slot with the current version of a key.
@@ -170,6 +184,14 @@ impl Slots {
             })
         });
         keys.collect()
+    }
+
+    /// The lowest number that no slot has.
+    pub(super) fn free_number(&self) -> Option<SlotNumber> {
+        let numbers = (1..=MAX_SLOTS as u8).map(SlotNumber);
+        numbers
+            .into_iter()
+            .find(|number| self.get(*number).is_none())
     }
 
     /// True if a key of one is a key of the other too.

@@ -14,6 +14,7 @@ mod crash;
 mod inheriting;
 mod opening;
 mod rewrapping;
+mod slots;
 mod superblock;
 mod target_dir;
 
