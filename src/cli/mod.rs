@@ -108,11 +108,8 @@ enum Command {
     /// Make a customer key: RSA, in a file that only its owner may read
     #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
     Keygen(KeygenArgs),
-    /// Change the passphrase of a customer key
-    #[command(
-        subcommand,
-        after_help = "Example:\n  bilayer key passwd /media/key.pem"
-    )]
+    /// List, add, remove, rotate and test the customer keys of a volume
+    #[command(subcommand, after_help = "Example:\n  bilayer key list /srv/vault")]
     Key(KeyCommand),
     /// Write man pages and completions for shells below a directory
     #[command(
@@ -236,6 +233,14 @@ mod tests {
             "inspect v",
             "keygen f --bits 4096",
             "key passwd f",
+            "key list v --json",
+            "key add v --customer-key file:/k --label l --unlock-with file:/o",
+            "key add v --customer-key file:/k --passphrase-file p --new-passphrase-file q",
+            "key remove v 2",
+            "key rotate v",
+            "key rotate v --slot 2 --to file:/k --new-passphrase-file q",
+            "key test v 2 --json --customer-key file:/k",
+            "key set v file:/k",
             "key passwd f --passphrase-file p --new-passphrase-file q",
             "salvage v o",
             "salvage v o --view a --view b --header h --customer-key file:/k --json --quiet",
@@ -281,6 +286,10 @@ mod tests {
             "snapshot delete v",
             "check",
             "check v --jobs x",
+            "key add v",
+            "key remove v",
+            "key remove v x",
+            "key rotate v --new-passphrase-file q",
             "snapshot prune v --keep-last -1",
             "snapshot prune v --keep-last 99999999999999999999",
             "image export v n",

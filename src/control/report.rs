@@ -18,6 +18,7 @@ use crate::layers;
 use crate::store::directory::DirectoryStore;
 use crate::sys::clock;
 use crate::volume::header::{HeaderContents, KeySetState};
+use crate::volume::slot::Slot;
 use crate::volume::{self, Volume};
 
 /// The report of a volume. No field is secret.
@@ -161,6 +162,8 @@ pub(crate) struct HeaderReport {
     pub(crate) sequence: u64,
     /// Whether a customer key or the platform wraps the customer DEK.
     pub(crate) key_mode: String,
+    /// The slots with customer keys.
+    pub(crate) slots: Vec<SlotReport>,
     /// All key sets.
     pub(crate) key_sets: Vec<KeySetReport>,
     /// What the volume was made from: `VOLUME-ID/IMAGE`, or `VOLUME-ID` for a copy that was given a
@@ -183,6 +186,38 @@ pub(crate) struct KeySetReport {
     pub(crate) customer: Vec<WrapReport>,
     /// The wraps of its infrastructure DEK.
     pub(crate) infrastructure: Vec<WrapReport>,
+}
+
+/// A slot.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct SlotReport {
+    /// Its number.
+    pub(crate) number: u8,
+    /// `customer` or `recovery`.
+    pub(crate) kind: String,
+    /// A name for people.
+    pub(crate) label: Option<String>,
+    /// When it was added: RFC 3339, UTC.
+    pub(crate) added: Option<String>,
+    /// The URI by which its key was named.
+    pub(crate) provider: String,
+    /// Its keys, the newest first; two while it is being rotated.
+    pub(crate) keys: Vec<SlotKeyReport>,
+}
+
+/// A key of a slot.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct SlotKeyReport {
+    /// The provider's name of its version.
+    pub(crate) version: Option<String>,
+    /// SHA-256 of the public key.
+    pub(crate) fingerprint: Option<String>,
+    /// Size in bits.
+    pub(crate) bits: Option<usize>,
+    /// The wrapping algorithm.
+    pub(crate) algorithm: String,
+    /// When it was added: RFC 3339, UTC.
+    pub(crate) added: Option<String>,
 }
 
 /// A wrapped key, without the ciphertext.
@@ -237,6 +272,29 @@ fn wrap_report(wrap: &WrapRecord) -> WrapReport {
     }
 }
 
+fn slot_report(slot: &Slot) -> SlotReport {
+    let keys = slot.keys.iter().map(|key| {
+        let version = key.to_version().ok();
+        SlotKeyReport {
+            version: key.version.clone(),
+            fingerprint: version
+                .as_ref()
+                .map(|version| version.key.fingerprint().to_owned()),
+            bits: version.map(|version| version.key.bits()),
+            algorithm: key.algorithm.name().to_owned(),
+            added: utc(key.added),
+        }
+    });
+    SlotReport {
+        number: slot.number.0,
+        kind: slot.kind.name().to_owned(),
+        label: slot.label.clone(),
+        added: utc(slot.added),
+        provider: slot.provider.clone(),
+        keys: keys.collect(),
+    }
+}
+
 fn header_report(header: &HeaderContents) -> HeaderReport {
     let key_sets = header.key_sets().iter().map(|set| KeySetReport {
         id: set.id.to_string(),
@@ -252,6 +310,7 @@ fn header_report(header: &HeaderContents) -> HeaderReport {
         incarnation: header.incarnation().to_string(),
         sequence: header.header_sequence(),
         key_mode: header.key_mode().name().to_owned(),
+        slots: header.slots().iter().map(slot_report).collect(),
         key_sets: key_sets.collect(),
         provenance: header.provenance().map(|from| match from.image.as_str() {
             "" => from.volume.to_string(),
@@ -329,6 +388,8 @@ pub(crate) fn report_mounted(
         usage.insert("checkpoint_bytes".to_owned(), bytes.into());
     }
     report.record = record_of(filesystem.volume());
+    // Its slots and wraps may have changed since the mount.
+    report.header = header_report(&filesystem.volume().header());
     report
 }
 

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::AccessTimes;
 use crate::fs::snapshots::ViewKind;
 use crate::keys::PassphraseSource;
+use crate::volume::{Consent, SlotChange};
 
 /// One request. A connection may carry several, one after the other.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -208,6 +209,13 @@ pub(crate) enum Operation {
         /// The passphrase of that key.
         passphrase: Passphrase,
     },
+    /// Changes the slots.
+    ChangeSlots {
+        /// The change.
+        change: SlotChange,
+        /// The proof that the asker has a customer key.
+        consent: Consent,
+    },
     /// Checks everything.
     Check {
         /// Threads; 0: one for each CPU.
@@ -242,6 +250,7 @@ impl Operation {
                 format!("cannot deploy the image {image} to {}", target.display())
             }
             Self::Export { image, .. } => format!("cannot export the image {image}"),
+            Self::ChangeSlots { .. } => "cannot change the slots".to_owned(),
             Self::Check { .. } => "cannot check the volume".to_owned(),
         }
     }

@@ -264,6 +264,8 @@ pub(crate) enum Outcome {
     Deployed(DeployReport),
     /// The stream that was written.
     Exported(ExportReport),
+    /// The number of the slot that was changed.
+    Slot(u8),
     /// The result of a check.
     Checked(CheckSummary),
 }

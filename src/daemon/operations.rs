@@ -71,6 +71,11 @@ pub(crate) fn perform(
                 .restore(snapshot, path.as_deref())
                 .map_err(failed)?;
         }
+        Operation::ChangeSlots { change, consent } => {
+            let changed = filesystem.volume().change_slots(change, consent);
+            let slot = changed.map_err(|error| UserError::volume(operation.doing(), &error))?;
+            return Ok(Outcome::Slot(slot.0));
+        }
         Operation::Deploy { .. } => return deploy(filesystem, operation, to),
         Operation::Export { .. } => return export(filesystem, operation, to),
         Operation::Check { jobs, quick } => {

@@ -38,6 +38,15 @@ pub fn unlock(store: &dyn Store, options: &OpenOptions) -> Result<Unlocked, Volu
 }
 
 impl Unlocked {
+    /// Reads the superblock again, after a change of it.
+    ///
+    /// # Errors
+    /// It cannot be read, or does not authenticate under the keys that were unwrapped.
+    pub fn refresh(&mut self, store: &dyn Store) -> Result<(), VolumeError> {
+        self.header = inspect(store)?.verify(&self.keys)?;
+        Ok(())
+    }
+
     /// Consents to a change.
     ///
     /// # Errors

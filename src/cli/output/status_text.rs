@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::format;
-use crate::control::report::{HeaderReport, Report, ViewReport};
+use crate::control::report::{HeaderReport, Report, SlotReport, ViewReport};
 
 /// The report for people.
 pub(in crate::cli) fn to_text(report: &Report) -> String {
@@ -135,6 +135,12 @@ fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&st
             line("trust", &format!("{why}{mark}"));
         }
     }
+    for slot in &header.slots {
+        for text in slot_lines(slot) {
+            let text = text.trim_start_matches("slot ");
+            line("slot", text);
+        }
+    }
     for set in &header.key_sets {
         let state = if set.active { "active" } else { "read-only" };
         line(
@@ -154,6 +160,35 @@ fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&st
             }
         }
     }
+}
+
+/// A slot for people: one line for the slot and one for each key.
+pub(crate) fn slot_lines(slot: &SlotReport) -> Vec<String> {
+    let mut lines = Vec::with_capacity(slot.keys.len());
+    for (place, key) in slot.keys.iter().enumerate() {
+        let version = key
+            .version
+            .as_deref()
+            .map(|name| format!(" version {name}"));
+        let bits = key
+            .bits
+            .map_or(String::new(), |bits| format!(", {bits} bits"));
+        let label = slot.label.as_deref().map(|label| format!(" ({label})"));
+        lines.push(format!(
+            "slot {}{}: {}{}, {}{bits}, fingerprint {}{}",
+            slot.number,
+            label.unwrap_or_default(),
+            slot.provider,
+            version.unwrap_or_default(),
+            key.algorithm,
+            key.fingerprint.as_deref().unwrap_or("not known"),
+            match place {
+                0 => "",
+                _ => ", being replaced",
+            }
+        ));
+    }
+    lines
 }
 
 #[cfg(test)]

@@ -36,6 +36,23 @@ pub struct KeyVersion {
     pub key: WrappingKey,
 }
 
+impl KeyVersion {
+    /// Proves that the provider opens what is wrapped to this version.
+    ///
+    /// # Errors
+    /// The key is not available, or does not open it.
+    pub fn prove(&self, provider: &dyn CustomerKeyProvider) -> Result<(), KeyError> {
+        let mut probe = [0; 32];
+        getrandom::fill(&mut probe)
+            .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
+        let opened = provider.unwrap(self, &self.key.wrap(&probe)?)?;
+        match opened.as_slice() == probe {
+            true => Ok(()),
+            false => Err(does_not_decrypt(provider.uri())),
+        }
+    }
+}
+
 /// Finds a customer key, and decrypts with it.
 pub trait CustomerKeyProvider: Send + Sync + fmt::Debug {
     /// The URI that names the key.

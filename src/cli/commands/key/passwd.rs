@@ -1,25 +1,14 @@
-//! `bilayer key`: the customer keys of volumes.
+//! `bilayer key passwd`.
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
 use crate::cli::args::{PassphraseArg, passphrase_source};
 use crate::control::paths;
 use crate::diagnostics::UserError;
 use crate::keys::PassphraseSource;
 use crate::keys::customer::file;
-
-/// `bilayer key …`
-#[derive(Subcommand, Debug)]
-pub(in crate::cli) enum KeyCommand {
-    /// Change the passphrase of a private key's file, or encrypt one that had none
-    #[command(
-        after_help = "The key itself stays the same, so volumes are not affected, and copies \
-        of the file keep the old\npassphrase.\n\nExample:\n  bilayer key passwd /media/key.pem"
-    )]
-    Passwd(PasswdArgs),
-}
 
 /// Arguments of `key passwd`.
 #[derive(Args, Debug)]
@@ -33,17 +22,11 @@ pub(in crate::cli) struct PasswdArgs {
     new_passphrase_file: Option<PathBuf>,
 }
 
-/// Runs one of the commands.
+/// Replaces the file by the same key under the new passphrase.
 ///
 /// # Errors
 /// A key or a passphrase is not available, or the file cannot be replaced.
-pub(in crate::cli) fn run(command: KeyCommand) -> Result<(), UserError> {
-    match command {
-        KeyCommand::Passwd(args) => change_passphrase(&args),
-    }
-}
-
-fn change_passphrase(args: &PasswdArgs) -> Result<(), UserError> {
+pub(super) fn run(args: &PasswdArgs) -> Result<(), UserError> {
     let path = paths::absolute(&args.file)?;
     let old = passphrase_source(&args.passphrase)?;
     let new = match &args.new_passphrase_file {

@@ -1,0 +1,138 @@
+//! `bilayer key add` and `bilayer key remove`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::target::{ConsentArg, Target, TargetArgs, open_key, uri_option};
+use crate::cli::output::print;
+use crate::control::paths;
+use crate::diagnostics::{UserError, notice};
+use crate::keys::{CustomerKeyProvider, PassphraseSource};
+use crate::volume::slot::{SlotKey, SlotKind};
+use crate::volume::{SlotChange, SlotNumber};
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct AddArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The key to add
+    #[arg(long, value_name = "URI")]
+    customer_key: String,
+    /// A name for people, to tell the slots apart
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// File whose first line is the passphrase of the key to add [default: asked for on the
+    /// terminal]
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    consent: ConsentArg,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct RemoveArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Number of the slot, as bilayer key list shows it
+    slot: u8,
+    #[command(flatten)]
+    consent: ConsentArg,
+}
+
+/// The source of the passphrase of a new key.
+///
+/// # Errors
+/// The working directory is not known.
+pub(super) fn new_passphrase(file: Option<&PathBuf>) -> Result<PassphraseSource, UserError> {
+    match file {
+        Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
+        None => Ok(PassphraseSource::Prompt),
+    }
+}
+
+/// Adds a slot.
+///
+/// # Errors
+/// There is no consent, the key is not available, or the slot cannot be added.
+pub(super) fn run(args: &AddArgs) -> Result<(), UserError> {
+    let doing = format!("cannot add a key to {}", args.target.path.display());
+    let uri = uri_option(&args.customer_key)?;
+    let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
+    let source = new_passphrase(args.new_passphrase_file.as_ref())?;
+    let provider = open_key(&doing, &uri, &source)?;
+    let key = proven_key(&doing, &*provider)?;
+    let slot = target.change(&SlotChange::Add {
+        kind: SlotKind::Customer,
+        label: args.label.clone(),
+        provider: uri.to_string(),
+        key,
+    })?;
+    if provider.can_unwrap() {
+        prove_or_remove(&mut target, &*provider, slot)?;
+    }
+    print(&format!(
+        "slot {slot} of {} opens with {uri}\n",
+        target.path.display()
+    ))
+}
+
+/// The current version of a key, which has opened what was wrapped to it. Of a public half that is
+/// not known.
+///
+/// # Errors
+/// The key is not available, or does not open what was wrapped to it.
+pub(super) fn proven_key(
+    doing: &str,
+    provider: &dyn CustomerKeyProvider,
+) -> Result<SlotKey, UserError> {
+    let failed = |error| UserError::key(doing, &error);
+    let version = provider.current().map_err(failed)?;
+    if provider.can_unwrap() {
+        version.prove(provider).map_err(failed)?;
+    } else {
+        notice(format_args!(
+            "this is only the public half of the key: that it opens the volume is not proven"
+        ));
+    }
+    Ok(SlotKey::new(&version, 0))
+}
+
+/// A slot whose key does not open the volume is removed again.
+fn prove_or_remove(
+    target: &mut Target,
+    provider: &dyn CustomerKeyProvider,
+    slot: SlotNumber,
+) -> Result<(), UserError> {
+    let Err(error) = target.prove_slot(provider, slot) else {
+        return Ok(());
+    };
+    target.change(&SlotChange::Remove { slot })?;
+    Err(error)
+}
+
+/// Removes a slot.
+///
+/// # Errors
+/// There is no consent or no such slot, it is the last one, or it cannot be removed.
+pub(super) fn run_remove(args: &RemoveArgs) -> Result<(), UserError> {
+    let doing = format!(
+        "cannot remove slot {} of {}",
+        args.slot,
+        args.target.path.display()
+    );
+    let slot = SlotNumber(args.slot);
+    let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
+    let own = target.opened_by()?.key.slot == slot;
+    target.change(&SlotChange::Remove { slot })?;
+    if own {
+        notice(format_args!(
+            "this machine opened the volume with the removed key: name another one with bilayer key \
+             set"
+        ));
+    }
+    print(&format!(
+        "slot {slot} of {} removed\n",
+        target.path.display()
+    ))
+}

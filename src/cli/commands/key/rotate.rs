@@ -1,0 +1,119 @@
+//! `bilayer key rotate`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::add::{new_passphrase, proven_key};
+use super::target::{ConsentArg, Target, TargetArgs, open_key, uri_option};
+use crate::cli::output::print;
+use crate::diagnostics::UserError;
+use crate::keys::{CustomerKeyProvider, KeyUri};
+use crate::volume::slot::Slot;
+use crate::volume::{SlotChange, SlotNumber};
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct RotateArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Another key, instead of the newest version of the slot's key
+    #[arg(long, value_name = "URI")]
+    to: Option<String>,
+    /// Number of the slot [default: the one whose key opens the volume]
+    #[arg(long, value_name = "SLOT")]
+    slot: Option<u8>,
+    /// File whose first line is the passphrase of the other key [default: asked for on the terminal]
+    #[arg(long, value_name = "FILE", requires = "to")]
+    new_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    consent: ConsentArg,
+}
+
+/// Rotates the key of a slot.
+///
+/// # Errors
+/// There is no consent, the new key is not available or does not open the volume, or something
+/// cannot be written. The old key stays then.
+pub(super) fn run(args: &RotateArgs) -> Result<(), UserError> {
+    let doing = format!("cannot rotate the key of {}", args.target.path.display());
+    let to = args.to.as_deref().map(uri_option).transpose()?;
+    let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
+    let opened_by = target.opened_by()?;
+    let number = args.slot.map_or(opened_by.key.slot, SlotNumber);
+    let slots = target.slots();
+    let slot = slots.get(number).ok_or_else(|| {
+        UserError::usage(format!("{doing}: there is no slot {number}"))
+            .with_hint("look at the slots with bilayer key list")
+    })?;
+    let uri = match &to {
+        Some(uri) => uri.clone(),
+        None if number == opened_by.key.slot => opened_by.uri.clone(),
+        // The superblock has been verified.
+        None => KeyUri::parse(&slot.provider).map_err(|error| UserError::key(&doing, &error))?,
+    };
+    let source = match &to {
+        Some(_) => new_passphrase(args.new_passphrase_file.as_ref())?,
+        None => target.passphrase.clone(),
+    };
+    let provider = open_key(&doing, &uri, &source)?;
+    if !provider.can_unwrap() {
+        let message = format!("{doing}: {uri} is only the public half of a key");
+        return Err(UserError::usage(message).with_hint(
+            "name the private key, which has to open the volume before the old one goes",
+        ));
+    }
+    let outcome = rotate_slot(&mut target, &doing, slot, &*provider)?;
+    print(&format!(
+        "slot {number} of {}: {outcome}\n",
+        target.path.display()
+    ))
+}
+
+/// Rotates a slot to the current version of a key. Returns what happened, for people.
+fn rotate_slot(
+    target: &mut Target,
+    doing: &str,
+    slot: &Slot,
+    provider: &dyn CustomerKeyProvider,
+) -> Result<String, UserError> {
+    let number = slot.number;
+    let key = proven_key(doing, provider)?;
+    let newest = slot.keys.first();
+    let is_newest = newest.is_some_and(|newest| newest.public_key == key.public_key);
+    if is_newest && slot.keys.len() == 1 {
+        target.prove_slot(provider, number)?;
+        return Ok("the newest version wraps it already".to_owned());
+    }
+    let version = key
+        .to_version()
+        .map_err(|error| UserError::key(doing, &error))?;
+    let new = version.key.fingerprint().to_owned();
+    if !is_newest {
+        target.change(&SlotChange::BeginRotation {
+            slot: number,
+            provider: provider.uri().to_string(),
+            key,
+        })?;
+    }
+    match target.prove_slot(provider, number) {
+        Ok(proven) if proven.version.key.fingerprint() == new => {}
+        Ok(_) => return Err(not_proven(doing)),
+        Err(error) => return Err(error),
+    }
+    target.change(&SlotChange::FinishRotation {
+        slot: number,
+        keep: new.clone(),
+    })?;
+    let name = version
+        .name
+        .map_or(String::new(), |name| format!(" {name}"));
+    Ok(format!("rotated to version{name} ({new})"))
+}
+
+fn not_proven(doing: &str) -> UserError {
+    UserError::new(
+        crate::diagnostics::ExitCode::Key,
+        format!("{doing}: the new key has not opened the volume; the old one stays beside it"),
+    )
+    .with_hint("run bilayer key rotate again, which finishes or repeats the rotation")
+}
