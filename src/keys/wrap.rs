@@ -175,7 +175,10 @@ impl WrapRecord {
         self.provider == format!("{SLOT_PREFIX}{slot}")
             && self.key_version == version.key.fingerprint()
             && self.algorithm == version.key.algorithm().name()
-            && self.ciphertext.len() == version.key.ciphertext_bytes()
+            && self.ciphertext.len()
+                == version
+                    .key
+                    .ciphertext_bytes(PREFIX_BYTES + CustomerDek::BYTES)
     }
 }
 

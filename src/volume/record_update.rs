@@ -79,8 +79,13 @@ impl RecordUpdate<'_> {
 /// volume this time. Only a public half, which may create a volume but never opens one, is replaced
 /// by the first key that opens the volume.
 fn key_to_remember(opened_by: Option<&OpenedBy>, record: Option<&VolumeRecord>) -> Option<String> {
-    let opened = opened_by?.uri.to_string();
+    let opened_by = opened_by?;
+    let opened = opened_by.uri.to_string();
     let remembered = record.and_then(|record| record.customer_key.clone());
+    // A code is for one time, and nobody is there to type it when a machine starts.
+    if *opened_by.uri.scheme() == Scheme::Recovery {
+        return remembered;
+    }
     match remembered {
         Some(uri) if uri == opened || !is_public_half(&uri) => Some(uri),
         _ => Some(opened),

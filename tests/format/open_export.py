@@ -15,8 +15,7 @@ import struct
 import sys
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from open_volume import (
@@ -30,6 +29,7 @@ from open_volume import (
     SealedFile,
     hkdf,
     info,
+    oaep_of,
     open_strides,
     require,
     strict_json,
@@ -129,7 +129,7 @@ def unwrap_set(header, request):
     machine = unwrap(keys[2], 2, export, entry, bytes.fromhex(entry["infrastructure"]), 32)
     wrapped = bytes.fromhex(entry["customer"])
     if managed:
-        oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+        oaep = oaep_of(header["customer_key"]["algorithm"])
         customer = dek_of(private.decrypt(wrapped, oaep), 1, export, entry, 64)
     else:
         customer = unwrap(keys[1], 1, export, entry, wrapped, 64)

@@ -234,8 +234,8 @@ def strict_json(text):
 def read_superblock(path):
     """Returns the authenticated line as bytes, its parsed contents, and the MAC."""
     with open(path, "rb") as file:
-        data = file.read(256 * 1024 + 1)
-    require(len(data) <= 256 * 1024, "the superblock is too long")
+        data = file.read(1024 * 1024 + 1)
+    require(len(data) <= 1024 * 1024, "the superblock is too long")
     line, mac, rest = data.split(b"\n")
     require(rest == b"" and len(mac) == 64, "shape of the superblock")
     header = strict_json(line)
@@ -290,14 +290,38 @@ def unwrap_platform(keystore, wrap, role, volume, key_set, epoch, width):
     return dek_of(payload, role, volume, key_set, epoch, width)
 
 
-def unwrap_customer(private, wrap, volume, key_set, epoch):
-    require(wrap["algorithm"] == "RSA-OAEP-256", "algorithm of a customer wrap")
+def slot_keys(header):
+    """All keys of all slots, each with its slot's number, in the order of every set's wraps."""
+    numbers = [slot["number"] for slot in header["slots"]]
+    require(numbers == sorted(set(numbers)) and set(numbers) <= set(range(1, 9)), "slot numbers")
+    keys = [(slot["number"], key) for slot in header["slots"] for key in slot["keys"]]
+    require(len({key["public_key"] for _, key in keys}) == len(keys), "one key in two slots")
+    return keys
+
+
+def check_customer_wraps(keys, wraps):
+    require(len(keys) == len(wraps), "one wrap for each key of each slot")
+    for (number, key), wrap in zip(keys, wraps):
+        fingerprint = hashlib.sha256(bytes.fromhex(key["public_key"])).hexdigest()
+        require(wrap["provider"] == "slot:%d" % number, "slot of a customer wrap")
+        require(wrap["key_version"] == fingerprint, "key of a customer wrap")
+        require(wrap["algorithm"] == key["algorithm"], "algorithm of a customer wrap")
+
+
+def oaep_of(algorithm):
+    digest = {"RSA-OAEP-256": hashes.SHA256, "RSA-OAEP": hashes.SHA1}[algorithm]
+    return padding.OAEP(padding.MGF1(digest()), digest(), None)
+
+
+def unwrap_customer(private, keys, wraps, volume, key_set, epoch):
+    check_customer_wraps(keys, wraps)
     public = private.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    require(wrap["key_version"] == hashlib.sha256(public).hexdigest(), "another customer key")
-    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
-    payload = private.decrypt(bytes.fromhex(wrap["ciphertext"]), oaep)
+    own = [place for place, (_, key) in enumerate(keys) if key["public_key"] == public.hex()]
+    require(len(own) == 1, "another customer key")
+    wrap = wraps[own[0]]
+    payload = private.decrypt(bytes.fromhex(wrap["ciphertext"]), oaep_of(wrap["algorithm"]))
     return dek_of(payload, 1, volume, key_set, epoch, 64)
 
 
@@ -305,15 +329,18 @@ def unwrap_all(header, keystore, private):
     volume, key_sets = bytes.fromhex(header["volume"]), {}
     managed = {"platform-managed": False, "platform-and-customer": True}[header["key_mode"]]
     require(managed == (private is not None), "key mode")
+    require(managed == bool(header["slots"]), "slots of the key mode")
+    keys = slot_keys(header)
     for entry in header["key_sets"]:
         identifier, epoch = bytes.fromhex(entry["id"]), entry["epoch"]
         machine = unwrap_platform(
             keystore, entry["infrastructure"][0], 2, volume, identifier, epoch, 32
         )
-        wrap = entry["customer"][0]
         if managed:
-            customer = unwrap_customer(private, wrap, volume, identifier, epoch)
+            wraps = entry["customer"]
+            customer = unwrap_customer(private, keys, wraps, volume, identifier, epoch)
         else:
+            wrap = entry["customer"][0]
             customer = unwrap_platform(keystore, wrap, 1, volume, identifier, epoch, 64)
         key_sets[epoch] = KeySet(identifier, epoch, customer, machine)
     active = [entry["epoch"] for entry in header["key_sets"] if entry["state"] == "active"]

@@ -19,6 +19,7 @@ use crate::sys::wipe::with_secrets;
 
 pub mod file;
 mod pem;
+pub mod recovery;
 mod wrapping_key;
 
 pub use wrapping_key::{WrapAlgorithm, WrappingKey};
@@ -97,6 +98,10 @@ pub fn open(
     with_secrets(|| match uri.scheme() {
         Scheme::File(path) => {
             let key = file::FileKey::open(uri, path, passphrase)?;
+            Ok(Box::new(key) as _)
+        }
+        Scheme::Recovery => {
+            let key = recovery::RecoveryKey::open(uri, passphrase)?;
             Ok(Box::new(key) as _)
         }
     })

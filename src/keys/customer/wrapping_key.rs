@@ -5,6 +5,8 @@
 //! | `RSA-OAEP-256` | RSA-OAEP with SHA-256 for both hashes and an empty label (RFC 8017 section 7.1) |
 //! | `RSA-OAEP` | the same with SHA-1, for tokens that can do no other |
 //!
+//! | `HPKE-X25519-SHA256-ChaCha20Poly1305` | HPKE, for recovery codes ([`super::recovery`]) |
+//!
 //! The security of OAEP does not depend on collisions of its hash, which is what SHA-1 lacks.
 //!
 //! The names are those of RFC 7518. A public key is stored as its SubjectPublicKeyInfo (RFC 5280)
@@ -20,11 +22,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::RSA_BITS;
+use super::recovery::{self, OVERHEAD_BYTES, PUBLIC_KEY_BYTES};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::sys::wipe::with_secrets;
 
 /// Smallest public exponent (NIST SP 800-56B revision 2, section 6.2).
 const MIN_EXPONENT: u32 = 65537;
+/// SubjectPublicKeyInfo of an X25519 key in DER, in front of the key (RFC 8410 section 4).
+const X25519_SPKI: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x6e, 0x03, 0x21, 0x00,
+];
 
 /// How a DEK is wrapped to a customer key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -35,6 +42,9 @@ pub enum WrapAlgorithm {
     /// RSA-OAEP with SHA-1.
     #[serde(rename = "RSA-OAEP")]
     RsaOaepSha1,
+    /// HPKE in base mode (RFC 9180), for recovery codes.
+    #[serde(rename = "HPKE-X25519-SHA256-ChaCha20Poly1305")]
+    HpkeX25519,
 }
 
 impl WrapAlgorithm {
@@ -43,14 +53,16 @@ impl WrapAlgorithm {
         match self {
             Self::RsaOaepSha256 => "RSA-OAEP-256",
             Self::RsaOaepSha1 => "RSA-OAEP",
+            Self::HpkeX25519 => "HPKE-X25519-SHA256-ChaCha20Poly1305",
         }
     }
 
-    /// The padding, with an empty label.
-    pub(super) fn padding(self) -> Oaep {
+    /// The padding of RSA, with an empty label; `None` for another algorithm.
+    pub(super) fn padding(self) -> Option<Oaep> {
         match self {
-            Self::RsaOaepSha256 => Oaep::new::<rsa::sha2::Sha256>(),
-            Self::RsaOaepSha1 => Oaep::new::<sha1::Sha1>(),
+            Self::RsaOaepSha256 => Some(Oaep::new::<rsa::sha2::Sha256>()),
+            Self::RsaOaepSha1 => Some(Oaep::new::<sha1::Sha1>()),
+            Self::HpkeX25519 => None,
         }
     }
 }
@@ -61,11 +73,18 @@ impl fmt::Display for WrapAlgorithm {
     }
 }
 
+/// A public key by its kind.
+#[derive(Clone, PartialEq, Eq)]
+enum PublicHalf {
+    Rsa(RsaPublicKey),
+    X25519([u8; PUBLIC_KEY_BYTES]),
+}
+
 /// The public half of a customer key, and how DEKs are wrapped to it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WrappingKey {
     algorithm: WrapAlgorithm,
-    key: RsaPublicKey,
+    half: PublicHalf,
     spki: Vec<u8>,
     fingerprint: String,
 }
@@ -93,22 +112,45 @@ impl WrappingKey {
         let der = key
             .to_public_key_der()
             .map_err(|_| refused("it cannot be encoded".to_owned()))?;
-        let spki = der.as_bytes().to_vec();
-        let fingerprint = hex::encode(Sha256::digest(&spki));
-        Ok(Self {
+        if algorithm.padding().is_none() {
+            return Err(refused(format!("RSA keys do not wrap by {algorithm}")));
+        }
+        Ok(Self::with_spki(
             algorithm,
-            key,
+            PublicHalf::Rsa(key),
+            der.as_bytes().to_vec(),
+        ))
+    }
+
+    fn with_spki(algorithm: WrapAlgorithm, half: PublicHalf, spki: Vec<u8>) -> Self {
+        let fingerprint = hex::encode(Sha256::digest(&spki));
+        Self {
+            algorithm,
+            half,
             spki,
             fingerprint,
-        })
+        }
+    }
+
+    /// The public key of a recovery code.
+    pub(super) fn from_x25519(key: &[u8]) -> Result<Self, KeyError> {
+        let key: [u8; PUBLIC_KEY_BYTES] = key
+            .try_into()
+            .map_err(|_| refused("it is no X25519 public key".to_owned()))?;
+        let spki = [&X25519_SPKI[..], &key].concat();
+        let half = PublicHalf::X25519(key);
+        Ok(Self::with_spki(WrapAlgorithm::HpkeX25519, half, spki))
     }
 
     /// A public key from its SubjectPublicKeyInfo in DER, which must be exactly the encoding that
     /// [`Self::spki`] returns.
     ///
     /// # Errors
-    /// Kind `Usage` if it is no RSA key that is accepted.
+    /// Kind `Usage` if it is no key that is accepted with that algorithm.
     pub fn from_spki(der: &[u8], algorithm: WrapAlgorithm) -> Result<Self, KeyError> {
+        if algorithm == WrapAlgorithm::HpkeX25519 {
+            return Self::from_x25519(der.strip_prefix(&X25519_SPKI[..]).unwrap_or_default());
+        }
         let key = RsaPublicKey::from_public_key_der(der)
             .map_err(|_| refused("it is no RSA public key".to_owned()))?;
         let this = Self::new(key, algorithm)?;
@@ -129,14 +171,20 @@ impl WrappingKey {
         Self { algorithm, ..self }
     }
 
-    /// Size of the modulus in bits.
+    /// Size of the modulus in bits, or of the field of the curve.
     pub fn bits(&self) -> usize {
-        self.key.n().bits()
+        match &self.half {
+            PublicHalf::Rsa(key) => key.n().bits(),
+            PublicHalf::X25519(_) => 255,
+        }
     }
 
-    /// Length of a ciphertext in bytes.
-    pub fn ciphertext_bytes(&self) -> usize {
-        self.key.size()
+    /// Length in bytes of the ciphertext of `plain_bytes`.
+    pub fn ciphertext_bytes(&self, plain_bytes: usize) -> usize {
+        match &self.half {
+            PublicHalf::Rsa(key) => key.size(),
+            PublicHalf::X25519(_) => plain_bytes + OVERHEAD_BYTES,
+        }
     }
 
     /// Its SubjectPublicKeyInfo in DER.
@@ -154,24 +202,26 @@ impl WrappingKey {
         self.spki == other.spki
     }
 
-    /// The modulus, big-endian without leading zeros, and the public exponent likewise.
-    pub fn modulus_and_exponent(&self) -> (Vec<u8>, Vec<u8>) {
-        (self.key.n().to_bytes_be(), self.key.e().to_bytes_be())
-    }
-
     /// Encrypts `plain`, at most 190 bytes, which fit the smallest key.
     ///
     /// # Errors
     /// When `plain` is too long, or there is no randomness.
     pub fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let padding = self.algorithm.padding();
-        // The padded number reveals the plaintext.
-        with_secrets(|| self.key.encrypt(&mut OsRng, padding, plain)).map_err(|error| {
+        let cannot = |why: &dyn fmt::Display| {
             KeyError::new(
                 ErrorKind::KeyUnavailable,
-                format!("the customer key cannot wrap: {error}"),
+                format!("the customer key cannot wrap: {why}"),
             )
-        })
+        };
+        match (&self.half, self.algorithm.padding()) {
+            (PublicHalf::X25519(key), _) => with_secrets(|| recovery::seal(key, plain)),
+            // The padded number reveals the plaintext.
+            (PublicHalf::Rsa(key), Some(padding)) => {
+                with_secrets(|| key.encrypt(&mut OsRng, padding, plain))
+                    .map_err(|error| cannot(&error))
+            }
+            (PublicHalf::Rsa(_), None) => Err(cannot(&self.algorithm)),
+        }
     }
 }
 

@@ -34,6 +34,8 @@ pub struct KeyUri(Scheme);
 pub(crate) enum Scheme {
     /// A PEM file; the path is absolute and has no `.` component.
     File(PathBuf),
+    /// A recovery code, which is asked for.
+    Recovery,
 }
 
 impl KeyUri {
@@ -65,6 +67,11 @@ impl KeyUri {
         Ok(uri)
     }
 
+    /// The URI of a recovery code: `recovery:`.
+    pub fn recovery() -> Self {
+        Self(Scheme::Recovery)
+    }
+
     /// The location, by scheme.
     pub(crate) fn scheme(&self) -> &Scheme {
         &self.0
@@ -78,6 +85,7 @@ impl KeyUri {
             return Err(usage("it is no URI, since it has no scheme"));
         };
         match scheme.to_ascii_lowercase().as_str() {
+            "recovery" if rest.is_empty() => Ok(Self::recovery()),
             "file" => Ok(Self(Scheme::File(file::parse(rest, directory)?))),
             _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
@@ -98,6 +106,7 @@ impl fmt::Display for KeyUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Scheme::File(path) => file::write(path, f),
+            Scheme::Recovery => f.write_str("recovery:"),
         }
     }
 }

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::recovery_paper;
 use super::target::{ConsentArg, Target, TargetArgs, open_key, uri_option};
 use crate::cli::output::print;
 use crate::control::paths;
 use crate::diagnostics::{UserError, notice};
+use crate::keys::customer::recovery::{RecoveryKey, Split};
 use crate::keys::{CustomerKeyProvider, PassphraseSource};
 use crate::volume::slot::{SlotKey, SlotKind};
 use crate::volume::{SlotChange, SlotNumber};
@@ -17,8 +19,22 @@ pub(in crate::cli) struct AddArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// The key to add
-    #[arg(long, value_name = "URI")]
-    customer_key: String,
+    #[arg(
+        long,
+        value_name = "URI",
+        required_unless_present = "recovery",
+        conflicts_with = "recovery"
+    )]
+    customer_key: Option<String>,
+    /// Add a recovery code, which is printed once
+    #[arg(long)]
+    recovery: bool,
+    /// Split the recovery code into N shares, of which any M open the volume
+    #[arg(long, value_name = "M/N", requires = "recovery")]
+    shares: Option<Split>,
+    /// File that the recovery code is written to instead; FILE.1, FILE.2, ... for shares
+    #[arg(long, value_name = "FILE", requires = "recovery")]
+    out: Option<PathBuf>,
     /// A name for people, to tell the slots apart
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
@@ -57,7 +73,10 @@ pub(super) fn new_passphrase(file: Option<&PathBuf>) -> Result<PassphraseSource,
 /// There is no consent, the key is not available, or the slot cannot be added.
 pub(super) fn run(args: &AddArgs) -> Result<(), UserError> {
     let doing = format!("cannot add a key to {}", args.target.path.display());
-    let uri = uri_option(&args.customer_key)?;
+    let Some(uri) = &args.customer_key else {
+        return add_recovery(args, &doing);
+    };
+    let uri = uri_option(uri)?;
     let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
     let source = new_passphrase(args.new_passphrase_file.as_ref())?;
     let provider = open_key(&doing, &uri, &source)?;
@@ -75,6 +94,33 @@ pub(super) fn run(args: &AddArgs) -> Result<(), UserError> {
         "slot {slot} of {} opens with {uri}\n",
         target.path.display()
     ))
+}
+
+/// Adds a slot for a new recovery code.
+fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
+    let failed = |error| UserError::key(doing, &error);
+    let mut target = Target::open(&args.target, args.consent.uri()?, doing)?;
+    let provider = RecoveryKey::random().map_err(failed)?;
+    let texts = provider.to_texts(args.shares).map_err(failed)?;
+    // Before the slot is added: a code that nobody has is worse than none.
+    if let Some(out) = &args.out {
+        recovery_paper::write_files(&paths::absolute(out)?, &texts, args.shares.is_some())?;
+    }
+    let slot = target.change(&SlotChange::Add {
+        kind: SlotKind::Recovery,
+        label: args.label.clone(),
+        provider: provider.uri().to_string(),
+        key: proven_key(doing, &provider)?,
+    })?;
+    prove_or_remove(&mut target, &provider, slot)?;
+    if args.out.is_none() {
+        recovery_paper::show(&target.path, &texts, args.shares)?;
+    }
+    notice(format_args!(
+        "slot {slot} of {} opens with the recovery code: bilayer mount -o customer_key=recovery: ...",
+        target.path.display()
+    ));
+    Ok(())
 }
 
 /// The current version of a key, which has opened what was wrapped to it. Of a public half that is

@@ -7,6 +7,7 @@
 mod add;
 mod list;
 mod passwd;
+mod recovery_paper;
 mod rotate;
 mod target;
 mod test;
@@ -28,7 +29,7 @@ pub(in crate::cli) enum KeyCommand {
     /// Add a key that opens the volume too
     #[command(
         after_help = "Examples:\n  bilayer key add /srv/vault --customer-key file:/media/spare.pem \
-        --label spare"
+        --label spare\n  bilayer key add /srv/vault --recovery --shares 2/3"
     )]
     Add(add::AddArgs),
     /// Remove a slot: its key no longer opens the volume

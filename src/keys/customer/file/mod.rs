@@ -98,7 +98,7 @@ impl CustomerKeyProvider for FileKey {
             )
             .with_hint("name the private key: file:/path/to/private.pem"));
         };
-        if ciphertext.len() != self.key.ciphertext_bytes() {
+        if ciphertext.len() != self.key.ciphertext_bytes(0) {
             return Err(does_not_decrypt(&self.uri));
         }
         with_secrets(|| private.decrypt(version.key.algorithm(), ciphertext))
@@ -141,6 +141,7 @@ impl PrivateKey {
         let algorithm = match algorithm {
             WrapAlgorithm::RsaOaepSha256 => &aws_lc_rs::rsa::OAEP_SHA256_MGF1SHA256,
             WrapAlgorithm::RsaOaepSha1 => &aws_lc_rs::rsa::OAEP_SHA1_MGF1SHA1,
+            WrapAlgorithm::HpkeX25519 => return None,
         };
         let len = self
             .0
@@ -163,7 +164,7 @@ impl PrivateKey {
     }
 
     fn decrypt(&self, algorithm: WrapAlgorithm, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let padding = algorithm.padding();
+        let padding = algorithm.padding()?;
         let plain = self.0.decrypt_blinded(&mut OsRng, padding, wrapped).ok()?;
         Some(Zeroizing::new(plain))
     }

@@ -121,7 +121,7 @@ fn the_rsa_crate_and_the_provider_agree() {
     let wrapped = key.current().expect("current").key.wrap(b"plain");
     let plain = test_key()
         .decrypt(
-            WrapAlgorithm::RsaOaepSha256.padding(),
+            WrapAlgorithm::RsaOaepSha256.padding().expect("RSA"),
             &wrapped.expect("wrap"),
         )
         .expect("decrypt");
