@@ -9,6 +9,7 @@ mod header;
 mod hints;
 mod images;
 mod interrupts;
+mod keys;
 mod prompts;
 mod rollback;
 mod secrets;
