@@ -27,6 +27,7 @@
 //! stays below 2^-32.
 
 use std::fmt;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -34,7 +35,7 @@ use zeroize::Zeroizing;
 use super::aead::{self, RoleCipher};
 use super::customer::CustomerKeyProvider;
 use super::encoding::hex_bytes;
-use super::error::{ErrorKind, KeyError};
+use super::error::{ErrorKind, KeyError, acknowledged};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use crate::audit::Record;
 use crate::ids::{Epoch, KeySetId, VolumeId};
@@ -140,20 +141,27 @@ impl WrapRecord {
             .with_text("role", role)
             .with_text("key_set", context.key_set)
             .with("epoch", context.epoch.0)
-            .with_text("provider", &self.provider)
+            .key(&self.provider)
             .with_text("key_version", &self.key_version)
             .with_text("algorithm", &self.algorithm)
     }
 
+    /// Unwraps it, and returns the DEK once that is recorded.
     fn audited<T>(
         &self,
-        action: &'static str,
         role: Role,
         context: &WrapContext,
-        result: Result<T, KeyError>,
+        unwrap: impl FnOnce() -> Result<T, KeyError>,
     ) -> Result<T, KeyError> {
-        self.audit(action, role, context).outcome(&result);
-        result
+        let begin = Instant::now();
+        let result = unwrap();
+        acknowledged(self.audit("unwrap", role, context).since(begin), result)
+    }
+
+    /// Returns the new wrap once it is recorded.
+    fn made(self, role: Role, context: &WrapContext, begin: Instant) -> Result<Self, KeyError> {
+        let record = self.audit("wrap", role, context).since(begin);
+        acknowledged(record, Ok(self))
     }
 }
 
@@ -163,6 +171,7 @@ pub(crate) fn wrap_with_customer_key(
     context: &WrapContext,
     dek: &CustomerDek,
 ) -> Result<WrapRecord, KeyError> {
+    let begin = Instant::now();
     let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
     let description = provider.describe();
     let record = WrapRecord {
@@ -171,8 +180,7 @@ pub(crate) fn wrap_with_customer_key(
         algorithm: description.algorithm.to_owned(),
         ciphertext: provider.wrap(&payload)?,
     };
-    record.audit("wrap", Role::Customer, context).done();
-    Ok(record)
+    record.made(Role::Customer, context, begin)
 }
 
 /// Unwraps a customer DEK with a customer key.
@@ -188,7 +196,7 @@ pub(crate) fn unwrap_with_customer_key(
         let payload = provider.unwrap(&record.ciphertext)?;
         allocated(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
-    record.audited("unwrap", Role::Customer, context, unwrap())
+    record.audited(Role::Customer, context, unwrap)
 }
 
 /// Identifies the platform key of a wrap: keystore and version.
@@ -234,7 +242,7 @@ pub(crate) fn unwrap_infrastructure(
         let payload = open_with_platform_key(&cipher, role, version, context, record)?;
         allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
     };
-    record.audited("unwrap", role, context, unwrap())
+    record.audited(role, context, unwrap)
 }
 
 /// Wraps the customer DEK of a platform-managed volume.
@@ -261,7 +269,7 @@ pub(crate) fn unwrap_customer_with_platform_key(
         let payload = open_with_platform_key(&cipher, role, version, context, record)?;
         allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
-    record.audited("unwrap", role, context, unwrap())
+    record.audited(role, context, unwrap)
 }
 
 fn seal_with_platform_key(
@@ -271,11 +279,11 @@ fn seal_with_platform_key(
     context: &WrapContext,
     dek: &[u8],
 ) -> Result<WrapRecord, KeyError> {
+    let begin = Instant::now();
     let aad = additional_data(role, context, version);
     let payload = aead::payload(&prefix(role, context), dek);
     let record = version.record(aead::seal(cipher, &aad, payload)?);
-    record.audit("wrap", role, context).done();
-    Ok(record)
+    record.made(role, context, begin)
 }
 
 fn open_with_platform_key(

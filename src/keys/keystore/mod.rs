@@ -7,6 +7,7 @@
 //!                                 "number":1,"infrastructure":…,"customer":…}
 //!   volumes/<volume id>.json     {"format":"bilayer-volume-record","version":1,…}
 //!   volumes/<volume id>.lock     locked while the volume is open for writing
+//!   audit/<log>.json             {"format":"bilayer-audit-head","version":1,…}
 //! ```
 //!
 //! A version holds two independent random 256-bit keys: one wraps infrastructure DEKs, the other
@@ -26,7 +27,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::error::{ErrorKind, KeyError, while_doing};
+use super::error::{ErrorKind, KeyError, acknowledged, while_doing};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
 use crate::audit::Record;
@@ -36,6 +37,7 @@ use crate::store::DirectoryIdentity;
 use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
 
+mod audit_heads;
 mod directory;
 mod files;
 mod holder;
@@ -44,6 +46,7 @@ mod transport;
 mod volumes_at;
 mod writer;
 
+pub use audit_heads::AuditHeads;
 pub use directory::{FormerDirectory, RememberedDirectory};
 pub use record::{KnownKeySet, VolumeRecord};
 pub use volumes_at::RememberedVolume;
@@ -460,14 +463,22 @@ fn read_versions(directory: &Path, id: [u8; 16]) -> Result<BTreeMap<u32, Version
 fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<(), KeyError> {
     let infrastructure = PlatformKey::random().map_err(KeyError::random)?;
     let customer = PlatformCustomerKey::random().map_err(KeyError::random)?;
-    let made = files::create_version(directory, id, number, &infrastructure, &customer)?;
-    if made {
-        Record::new("create-platform-key")
-            .with("keystore", hex::encode(id))
-            .with("key_version", number)
-            .done();
+    let record = Record::new("create-platform-key")
+        .with("keystore", hex::encode(id))
+        .with("key_version", number);
+    // In front of the key: it cannot be taken back, since another process may use it at once.
+    acknowledged(record.clone(), Ok(()))?;
+    match files::create_version(directory, id, number, &infrastructure, &customer) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            record.refused("another process has created it");
+            Ok(())
+        }
+        Err(error) => {
+            record.refused(&error);
+            Err(error)
+        }
     }
-    Ok(())
 }
 
 fn missing(directory: &Path, what: &str) -> KeyError {
