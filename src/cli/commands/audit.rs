@@ -160,7 +160,7 @@ fn breaks(problems: u64) -> String {
 fn explain(error: UserError) -> UserError {
     match error.code {
         ExitCode::NotFound => error.with_hint(
-            "name the log, or the keystore that it is in: --audit-log FILE, --platform-keystore DIR",
+            "name it, or the keystore that it is in: --audit-log FILE, --platform-keystore DIR",
         ),
         _ => error,
     }

@@ -1,5 +1,5 @@
-//! The heads of audit logs: how many records each has, and the hash of the last one. A log that ends
-//! before its head was truncated.
+//! The heads of audit logs: how many records each has, and the hash of the last one. A log that
+//! ends before its head was truncated.
 //!
 //! ```text
 //! platform/audit/default.json     of audit.log in this directory
