@@ -114,10 +114,9 @@ pub(super) fn append(
         let reason = kept.map(|kept| break_reason(&file, &tail, &kept));
         broken = reason.transpose()?.flatten();
     }
-    if tail.len >= rotation_bytes && tail.torn.is_none() && broken.is_none() {
-        if let Some(renamed) = rotate(log, &file)? {
-            (file, tail) = renamed;
-        }
+    let is_long = tail.len >= rotation_bytes && tail.torn.is_none() && broken.is_none();
+    if is_long && let Some(renamed) = rotate(log, &file)? {
+        (file, tail) = renamed;
     }
     let mut text = Text::new(&file, &tail, kept, time)?;
     text.preamble(log, &tail, kept, broken.as_deref())?;
@@ -281,10 +280,10 @@ fn file_that_ends_with(log: &Path, last: Link) -> io::Result<Option<String>> {
 /// can only be appended to.
 fn write(file: &mut File, tail: &Tail, bytes: &[u8]) -> io::Result<()> {
     let written = file.write_all(bytes).and_then(|()| file.sync_data());
-    if written.is_err() {
-        if let Err(error) = file.set_len(tail.len) {
-            tracing::debug!(%error, "the audit keeps the beginning of a line");
-        }
+    if written.is_err()
+        && let Err(error) = file.set_len(tail.len)
+    {
+        tracing::debug!(%error, "the audit keeps the beginning of a line");
     }
     written
 }

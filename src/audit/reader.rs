@@ -231,11 +231,11 @@ impl OpenLog {
             if let Some(line) = self.partial.strip_suffix(b"\n") {
                 verifier.line(place, line, to);
                 self.next_line();
-            } else if self.partial.len() as u64 > MAX_LINE_BYTES {
-                if let Some(hash) = self.skip_long_line()? {
-                    verifier.bad_line(place, hash, to);
-                    self.next_line();
-                }
+            } else if self.partial.len() as u64 > MAX_LINE_BYTES
+                && let Some(hash) = self.skip_long_line()?
+            {
+                verifier.bad_line(place, hash, to);
+                self.next_line();
             }
         }
         Ok(())

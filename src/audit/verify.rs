@@ -209,10 +209,10 @@ impl Verifier {
             }
         };
         // A gap says nothing against the record in front of it, unless a head does.
-        if let (true, Some(held)) = (seq > next, &held) {
-            if self.is_confirmed(held.link) {
-                to(Event::Record(&held.line));
-            }
+        if let (true, Some(held)) = (seq > next, &held)
+            && self.is_confirmed(held.link)
+        {
+            to(Event::Record(&held.line));
         }
         self.problem(problem, to);
     }
@@ -238,10 +238,10 @@ impl Verifier {
 
     /// Passes on the last record although none follows it yet.
     pub(super) fn flush(&mut self, to: &mut OnEvent<'_>) {
-        if let Some(held) = self.held.take() {
-            if self.is_confirmed(held.link) {
-                to(Event::Record(&held.line));
-            }
+        if let Some(held) = self.held.take()
+            && self.is_confirmed(held.link)
+        {
+            to(Event::Record(&held.line));
         }
     }
 
