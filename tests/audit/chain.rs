@@ -123,7 +123,7 @@ fn changed_lines_are_named() {
     let outcome = place.run("audit --json");
     assert_eq!(outcome.stdout.lines().count(), before.len() - 1);
     broken(outcome, &["audit.log, line 3", "was changed"]);
-    let mut removed = before.clone();
+    let mut removed = before;
     removed.remove(4);
     put(&place, &removed);
     broken(
