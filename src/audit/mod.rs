@@ -5,7 +5,7 @@
 //!
 //! | field | |
 //! |---|---|
-//! | `seq`, `previous` | number in the chain, hash of the line before ([`chain`]); in files only |
+//! | `seq`, `previous` | number in the chain, hash of the line before; in files only |
 //! | `time` | RFC 3339, UTC, microseconds |
 //! | `action` | such as `open-volume` |
 //! | `outcome` | `done`, or `refused` with `reason` |
