@@ -1,11 +1,11 @@
 //! The audit: a record of each action on a volume or its keys, and of the user who requested it. It
 //! has its own destination, which no level and no filter of the log turns off.
 //!
-//! A record is one line of JSON that is appended to a file with one call, so several processes may
-//! share the file:
+//! A record is one line of JSON that is appended to a file, which several processes may share:
 //!
 //! | field | |
 //! |---|---|
+//! | `seq`, `previous` | number in the chain, hash of the line before; in files only |
 //! | `time` | RFC 3339, UTC, microseconds |
 //! | `action` | such as `open-volume` |
 //! | `outcome` | `done`, or `refused` with `reason` |
@@ -15,8 +15,13 @@
 //! | `uid`, `pid` | user and process of the requester; null if the kernel does not report them |
 //! | `sudo_uid` | user who called sudo, if the requester is root through sudo |
 //! | `version` | of this program |
+//! | `duration_ms` | how long a key operation took |
 //!
 //! and the details of the action. A record never contains a secret.
+//!
+//! Records of key operations are written by [`Record::require`]: an operation whose record cannot
+//! be written is refused. Records of other actions are written by [`Record::done`] and
+//! [`Record::refused`], and go elsewhere if they have to.
 //!
 //! The code that makes a record knows the volume and the details; the rest comes from the context.
 //! At its start a process declares its caller and the volume that it works on ([`start`],
@@ -24,11 +29,14 @@
 //! the request, the requester ([`requested_by`]) and any other volume that it concerns
 //! ([`for_volume`]). These two apply to one thread. Code that passes work to another thread passes
 //! [`Context::here`] with it.
+//!
+//! [`LogReader`] verifies the chain.
 
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use parking_lot::RwLock;
 use serde::Serialize;
@@ -37,9 +45,20 @@ use serde_json::{Map, Value};
 use crate::ids::VolumeId;
 use crate::sys::identity::real_user;
 
+mod append;
+mod chain;
+mod files;
+mod reader;
 mod sink;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod verify;
 
-pub use sink::Destination;
+pub use chain::{ChainId, Head, HeadStore};
+pub use reader::{LogReader, Verified};
+pub use sink::{Destination, Unwritten};
+pub use verify::{Event, KeptHead, OnEvent};
 
 const DONE: &str = "done";
 const REFUSED: &str = "refused";
@@ -55,7 +74,9 @@ thread_local! {
 #[derive(PartialEq, Debug)]
 struct WrittenRecord {
     outcome: &'static str,
-    record: Record,
+    action: &'static str,
+    volume: Option<VolumeId>,
+    details: Map<String, Value>,
 }
 
 /// The user and the process that requested an action.
@@ -152,11 +173,22 @@ impl Drop for Scope {
 }
 
 /// Starts the audit: records go to `destination` and name `requester`. If `destination` is the
-/// system's log, records that it does not accept go to `fallback`. Records made before this call
-/// are dropped.
-pub fn start(destination: Destination, fallback: Destination, requester: Requester) {
+/// system's log, records that it does not accept go to `fallback`. `heads` keeps the heads of the
+/// files. Records made before this call are dropped.
+pub fn start(
+    destination: Destination,
+    fallback: Destination,
+    heads: Box<dyn HeadStore>,
+    requester: Requester,
+) {
     PROCESS.write().requester = Some(requester);
-    sink::start(destination, fallback);
+    sink::start(destination, fallback, heads);
+}
+
+/// The head of the file that records go to, as this process last wrote it; `None` if it has written
+/// none.
+pub fn head() -> Option<Head> {
+    sink::head()
 }
 
 /// The file that records go to; `None` before [`start`], or if they go elsewhere.
@@ -231,6 +263,7 @@ pub struct Record {
     action: &'static str,
     volume: Option<VolumeId>,
     details: Map<String, Value>,
+    begin: Option<Instant>,
 }
 
 /// A record as it is written.
@@ -247,6 +280,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     sudo_uid: Option<u32>,
     version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
     #[serde(flatten)]
     details: &'a Map<String, Value>,
 }
@@ -258,7 +293,26 @@ impl Record {
             action,
             volume: None,
             details: Map::new(),
+            begin: None,
         }
+    }
+
+    /// Sets when the action began, from which its duration is computed.
+    pub fn since(mut self, begin: Instant) -> Self {
+        self.begin = Some(begin);
+        self
+    }
+
+    /// Adds the provider and the URI of a key. Secrets that a URI might contain are left out.
+    pub fn key(self, uri: &str) -> Self {
+        let provider = uri.split_once(':').map_or(uri, |(scheme, _)| scheme);
+        self.with("provider", provider)
+            .with("key", without_secrets(uri))
+    }
+
+    /// Adds the number of a key slot.
+    pub fn slot(self, slot: u32) -> Self {
+        self.with("slot", slot)
     }
 
     /// Sets the volume.
@@ -296,39 +350,69 @@ impl Record {
         }
     }
 
+    /// Writes the outcome of a key operation, which must not take effect, or be acknowledged,
+    /// unless this succeeds. Durable on return.
+    ///
+    /// # Errors
+    /// The record could not be written.
+    pub fn require<T, E: Display>(self, result: &Result<T, E>) -> Result<(), Unwritten> {
+        let (record, outcome) = match result {
+            Ok(_) => (self, DONE),
+            Err(error) => (self.with_text("reason", error), REFUSED),
+        };
+        if !sink::is_started() || record.is_repeated(outcome) {
+            return Ok(());
+        }
+        let time = now();
+        let body = record.body(outcome, &time, Context::here().completed());
+        sink::require(&body, &time)?;
+        record.note_written(outcome);
+        Ok(())
+    }
+
     fn write(self, outcome: &'static str) {
         if sink::is_started() && !self.is_repeated(outcome) {
-            let line = self.line(outcome, Context::here().completed());
-            sink::write(&line, outcome == REFUSED);
+            let time = now();
+            let body = self.body(outcome, &time, Context::here().completed());
+            sink::write(&body, &time, outcome == REFUSED);
+            self.note_written(outcome);
+        }
+    }
+
+    fn as_written(&self, outcome: &'static str) -> WrittenRecord {
+        WrittenRecord {
+            outcome,
+            action: self.action,
+            volume: self.volume,
+            details: self.details.clone(),
         }
     }
 
     /// True if the same record was written by an earlier attempt.
     fn is_repeated(&self, outcome: &'static str) -> bool {
-        WRITTEN.with_borrow_mut(|written| {
-            let Some(written) = written else {
-                return false;
-            };
-            let record = self.clone();
-            let this = WrittenRecord { outcome, record };
-            let is_repeated = written.contains(&this);
-            if !is_repeated {
-                written.push(this);
-            }
-            is_repeated
+        WRITTEN.with_borrow(|written| {
+            let written = written.as_ref();
+            written.is_some_and(|written| written.contains(&self.as_written(outcome)))
         })
     }
 
-    fn line(&self, outcome: &'static str, context: Context) -> Vec<u8> {
+    fn note_written(&self, outcome: &'static str) {
+        WRITTEN.with_borrow_mut(|written| {
+            if let Some(written) = written {
+                written.push(self.as_written(outcome));
+            }
+        });
+    }
+
+    /// The record as a JSON object.
+    fn body(&self, outcome: &'static str, time: &str, context: Context) -> Vec<u8> {
         let requester = context.requester.unwrap_or(Requester::UNKNOWN);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let (path, mount_point) = context.paths.map_or((None, None), |paths| {
             (Some(text(paths.path)), paths.mount_point.map(text))
         });
         let line = Line {
-            time: jiff::Timestamp::now()
-                .strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
-                .to_string(),
+            time: time.to_owned(),
             action: self.action,
             outcome,
             volume: self.volume.map(|volume| volume.to_string()),
@@ -338,94 +422,36 @@ impl Record {
             pid: requester.pid,
             sudo_uid: requester.sudo_uid,
             version: env!("CARGO_PKG_VERSION"),
+            duration_ms: self
+                .begin
+                .map(|begin| u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)),
             details: &self.details,
         };
         // Serialization of these types never fails.
-        let mut bytes = serde_json::to_vec(&line).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes
+        serde_json::to_vec(&line).unwrap_or_default()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn now() -> String {
+    let now = jiff::Timestamp::now();
+    now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
 
-    fn parsed(record: &Record, context: Context) -> Value {
-        let line = record.line("done", context);
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-        serde_json::from_slice(&line).unwrap()
+/// A key's URI without parts that may be a PIN, a password or a token. Paths of files are kept.
+fn without_secrets(uri: &str) -> String {
+    if uri.starts_with("file:") || uri.starts_with("platform:") {
+        return uri.to_owned();
     }
-
-    #[test]
-    fn a_record_is_one_line_with_all_fields() {
-        let record = Record::new("test")
-            .volume(VolumeId([7; 16]))
-            .with("name", "two\nlines")
-            .with("count", 3u64);
-        let line = parsed(&record, Context::EMPTY);
-        for field in [
-            "time",
-            "volume",
-            "path",
-            "mount_point",
-            "uid",
-            "pid",
-            "version",
-        ] {
-            assert!(line.get(field).is_some(), "{field} in {line}");
+    // The query of a PKCS #11 URI has its PIN (RFC 7512), that of others may have a token.
+    let uri = uri.split(['?', '#']).next().unwrap_or_default();
+    let parts = uri.split(';').filter(|part| !part.contains("pin-"));
+    let uri = parts.collect::<Vec<_>>().join(";");
+    match uri.split_once("://") {
+        Some((scheme, rest)) => {
+            let authority = rest.split('/').next().unwrap_or_default();
+            let user = authority.rfind('@').map_or(0, |at| at + 1);
+            format!("{scheme}://{}", &rest[user..])
         }
-        assert_eq!(line["volume"], VolumeId([7; 16]).to_string());
-        assert_eq!(
-            (&line["name"], &line["count"]),
-            (&"two\nlines".into(), &3.into())
-        );
-        let time: jiff::Timestamp = line["time"].as_str().unwrap().parse().unwrap();
-        assert!(time.duration_until(jiff::Timestamp::now()).as_secs() < 60);
-    }
-
-    #[test]
-    fn several_attempts_leave_each_record_once() {
-        let record = |epoch: u64| Record::new("unwrap").with("epoch", epoch);
-        assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
-        let once = deduplicate();
-        assert!(!record(1).is_repeated(DONE) && record(1).is_repeated(DONE));
-        assert!(!record(2).is_repeated(DONE) && !record(1).is_repeated(REFUSED));
-        drop(once);
-        assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
-    }
-
-    #[test]
-    fn scopes_end_and_can_be_passed_to_other_threads() {
-        let context = || {
-            let line = parsed(&Record::new("test"), Context::here());
-            (
-                line["uid"].clone(),
-                line["pid"].clone(),
-                line["path"].clone(),
-            )
-        };
-        let nothing = (Value::Null, Value::Null, Value::Null);
-        assert_eq!(context(), nothing);
-        {
-            let _requester = requested_by(Requester::process(7, 8));
-            let both = (7.into(), 8.into(), "/v".into());
-            {
-                let _volume = for_volume(Path::new("/v"));
-                assert_eq!(context(), both);
-                let here = Context::here();
-                std::thread::scope(|scope| {
-                    scope.spawn(|| assert_eq!(context(), nothing));
-                    scope.spawn(|| {
-                        let _here = here.enter();
-                        assert_eq!(context(), both);
-                    });
-                });
-            }
-            assert_eq!(context(), (7.into(), 8.into(), Value::Null));
-            let _other_requester = requested_by(Requester::process(9, 0));
-            assert_eq!(context(), (9.into(), Value::Null, Value::Null));
-        }
-        assert_eq!(context(), nothing);
+        None => uri,
     }
 }

@@ -2,24 +2,25 @@
 //! the system's log, standard error; or, if the system's log was requested: that log, the file in
 //! the state directory, standard error.
 //!
-//! The file is opened for each record and not kept open. Records are rare, a file that was renamed,
-//! removed or temporarily unwritable needs no special handling, and its filesystem can be remounted
-//! read-only. A record is one `write` to the end of the file (`O_APPEND`), which writes of other
-//! processes do not split. If the disk was full or a size limit was reached, the file may end in
-//! the middle of a record, which its last byte shows. Then the next writer, in any process, ends
-//! that line first. A failure to write a record is logged as an error, once until it is resolved.
+//! A record of a key operation is different: it counts only in the requested destination, or, if
+//! that is the system's log, in the file in the state directory. If it is written in neither, the
+//! operation is refused ([`require`]).
+//!
+//! Files hold a chain of records ([`super::chain`]), to which [`super::append`] adds. They are
+//! opened for each record and not kept open. Records are rare, a file that was renamed, removed or
+//! temporarily unwritable needs no special handling, and its filesystem can be remounted read-only.
+//! A failure to write a record is logged as an error, once until it is resolved.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use serde_json::json;
 
-use crate::sys::owned::open_to_append;
+use super::append::{Appended, ROTATION_BYTES, append};
+use super::chain::{Head, HeadStore};
 use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// Name of the file in the state directory.
@@ -28,8 +29,8 @@ const FILE_NAME: &str = "audit.log";
 /// How long a record waits for the reader of the system's log.
 const SYSTEM_LOG_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time within which a record is normally written.
-const WRITE_TIME: Duration = Duration::from_millis(2);
+/// Limit on the records that wait for the state directory to be created.
+const WAITING_MAX: usize = 64;
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,32 +50,60 @@ pub enum Destination {
 }
 
 impl Destination {
-    fn path(&self) -> Option<PathBuf> {
+    /// The file of this destination, if it is one.
+    pub fn path(&self) -> Option<PathBuf> {
         match self {
             Self::File(path) => Some(path.clone()),
             Self::StateDirectory { dir, .. } => Some(dir.join(FILE_NAME)),
             Self::SystemLog => None,
         }
     }
+
+    /// True if it is a state directory that has not been created.
+    fn is_missing(&self) -> bool {
+        let Self::StateDirectory { dir, marker } = self else {
+            return false;
+        };
+        let metadata = std::fs::metadata(dir.join(marker));
+        metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
+/// A record of a key operation that was not written.
 #[derive(Debug)]
+pub struct Unwritten {
+    /// Its destination, for messages.
+    pub destination: String,
+    /// Why.
+    pub error: io::Error,
+}
+
 struct Sink {
     destination: Destination,
     /// Used if the system's log was requested and does not accept a record.
     fallback: Option<Destination>,
+    heads: Box<dyn HeadStore>,
     system: SystemLog,
+    /// Gets the heads of files. Separate, since it is not told of records that were lost.
+    heads_log: SystemLog,
+    /// Records of key operations from before the state directory was created.
+    waiting: Mutex<Vec<Vec<u8>>>,
     /// A failure to write the file was logged.
     is_failing: AtomicBool,
     /// A failure of the system's log was logged.
     is_system_log_failing: AtomicBool,
+    /// A failure to keep the head was logged.
+    is_head_failing: AtomicBool,
+    /// The newest head that this process has written.
+    head: Mutex<Option<Head>>,
 }
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-pub(super) fn start(destination: Destination, fallback: Destination) {
-    let system = SystemLog::new(Facility::Auth).patient(SYSTEM_LOG_TIMEOUT);
-    let mut sink = Sink::new(destination, system);
+pub(super) fn start(destination: Destination, fallback: Destination, heads: Box<dyn HeadStore>) {
+    let system = || SystemLog::new(Facility::Auth);
+    let patient = system().patient(SYSTEM_LOG_TIMEOUT);
+    let mut sink = Sink::new(destination, heads, patient, system());
     sink.fallback = Some(fallback);
     *SINK.write() = Some(sink);
 }
@@ -87,44 +116,157 @@ pub(super) fn file() -> Option<PathBuf> {
     SINK.read().as_ref()?.destination.path()
 }
 
+pub(super) fn head() -> Option<Head> {
+    *SINK.read().as_ref()?.head.lock()
+}
+
 /// Writes a record. Refusals to a user without a state directory go to the system's log.
-pub(super) fn write(line: &[u8], is_refusal: bool) {
+pub(super) fn write(body: &[u8], time: &str, is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
-        match is_refusal && sink.has_no_state() {
-            true => sink.send_to_system_log(line),
-            false => sink.write(line, &mut io::stderr()),
+        match is_refusal && sink.destination.is_missing() {
+            true => sink.send_to_system_log(body),
+            false => sink.write(body, time, &mut io::stderr()),
         }
     }
 }
 
+/// Writes the record of a key operation.
+///
+/// # Errors
+/// It could not be written.
+pub(super) fn require(body: &[u8], time: &str) -> Result<(), Unwritten> {
+    match &*SINK.read() {
+        Some(sink) => sink.require(body, time),
+        None => Ok(()),
+    }
+}
+
 impl Sink {
-    fn new(destination: Destination, system: SystemLog) -> Self {
+    fn new(
+        destination: Destination,
+        heads: Box<dyn HeadStore>,
+        system: SystemLog,
+        heads_log: SystemLog,
+    ) -> Self {
         Self {
             destination,
             fallback: None,
+            heads,
             system,
+            heads_log,
+            waiting: Mutex::default(),
             is_failing: AtomicBool::new(false),
             is_system_log_failing: AtomicBool::new(false),
+            is_head_failing: AtomicBool::new(false),
+            head: Mutex::default(),
         }
     }
 
-    /// True if there is no state directory: nothing of this user is audited yet.
-    fn has_no_state(&self) -> bool {
-        let Destination::StateDirectory { dir, marker } = &self.destination else {
-            return false;
+    /// Sends a record to the system's log, if there is one.
+    fn send_to_system_log(&self, body: &[u8]) {
+        let _ = self.system.send(Severity::Notice, &line_of(body));
+    }
+
+    fn require(&self, body: &[u8], time: &str) -> Result<(), Unwritten> {
+        let failed = |path: &Path| {
+            let destination = path.display().to_string();
+            move |error| Unwritten { destination, error }
         };
-        let metadata = std::fs::metadata(dir.join(marker));
-        metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        if self.destination == Destination::SystemLog {
+            let Err(error) = self.system.send(Severity::Notice, &line_of(body)) else {
+                return Ok(());
+            };
+            let destination = "the system's log".to_owned();
+            return match self.fallback_path() {
+                Some(path) => self.append(&path, body, time).map_err(failed(&path)),
+                None => Err(Unwritten { destination, error }),
+            };
+        }
+        let Some(path) = self.destination.path() else {
+            return Ok(());
+        };
+        if self.destination.is_missing() {
+            return self.keep_waiting(body).map_err(failed(&path));
+        }
+        let head = self.append(&path, body, time);
+        match head.inspect(|()| self.is_failing.store(false, Ordering::Relaxed)) {
+            Ok(()) => {
+                self.publish_head(&path);
+                Ok(())
+            }
+            Err(error) => Err(failed(&path)(error)),
+        }
     }
 
-    /// Sends a line to the system's log, if there is one.
-    fn send_to_system_log(&self, line: &[u8]) {
-        let _ = self.system.send(Severity::Notice, line);
+    fn fallback_path(&self) -> Option<PathBuf> {
+        let fallback = self.fallback.as_ref();
+        fallback.filter(|it| !it.is_missing())?.path()
     }
 
-    fn write(&self, line: &[u8], last_resort: &mut dyn Write) {
+    /// Keeps a record until the state directory has been created: it is written before the next one
+    /// then. An operation that needs no state directory, such as reading an export, comes before.
+    fn keep_waiting(&self, body: &[u8]) -> io::Result<()> {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= WAITING_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "there is no platform keystore in its directory",
+            ));
+        }
+        waiting.push(body.to_vec());
+        Ok(())
+    }
+
+    fn append(&self, path: &Path, body: &[u8], time: &str) -> io::Result<()> {
+        let mut waiting = self.waiting.lock();
+        let mut bodies = waiting.clone();
+        bodies.push(body.to_vec());
+        let appended = append(path, &*self.heads, &bodies, time, ROTATION_BYTES)?;
+        waiting.clear();
+        drop(waiting);
+        if let Some(appended) = appended {
+            self.note(path, appended);
+        }
+        Ok(())
+    }
+
+    /// Logs what is wrong with a file that was appended to.
+    fn note(&self, path: &Path, appended: Appended) {
+        let path = path.display();
+        if let Some(broken) = appended.broken {
+            tracing::error!("the audit {path} was changed: {broken}; see: bilayer audit");
+        }
+        match appended.head_failure {
+            None => self.is_head_failing.store(false, Ordering::Relaxed),
+            Some(error) if !self.is_head_failing.swap(true, Ordering::Relaxed) => tracing::error!(
+                %error,
+                "the platform keystore cannot keep the head of the audit {path}: until it can, a \
+                 truncated audit would not be noticed"
+            ),
+            Some(_) => {}
+        }
+        *self.head.lock() = Some(appended.head);
+    }
+
+    /// Sends the head to the system's log, if there is one, where whoever can change the file may
+    /// not be able to.
+    fn publish_head(&self, path: &Path) {
+        if let Some(head) = *self.head.lock() {
+            let line = json!({
+                "action": "audit-head",
+                "file": path.to_string_lossy(),
+                "chain": hex::encode(head.chain.0),
+                "count": head.count,
+                "head": hex::encode(head.hash),
+            });
+            let line = line.to_string();
+            let _ = self.heads_log.send(Severity::Notice, line.as_bytes());
+        }
+    }
+
+    fn write(&self, body: &[u8], time: &str, last_resort: &mut dyn Write) {
         if let Some(path) = self.destination.path() {
-            match append(&self.destination, &path, line) {
+            match self.append_unless_missing(&path, body, time) {
                 Ok(()) => return self.is_failing.store(false, Ordering::Relaxed),
                 Err(error) if !self.is_failing.swap(true, Ordering::Relaxed) => tracing::error!(
                     %error,
@@ -135,32 +277,46 @@ impl Sink {
                 Err(_) => {}
             }
         }
-        match self.system.send(Severity::Notice, line) {
+        let line = line_of(body);
+        match self.system.send(Severity::Notice, &line) {
             Ok(()) => self.is_system_log_failing.store(false, Ordering::Relaxed),
             Err(error) if self.destination == Destination::SystemLog => {
-                self.write_without_system_log(line, &error, last_resort);
+                self.write_without_system_log(body, time, &error, last_resort);
             }
             // There is no destination left to report the failure to.
-            Err(_) => drop(last_resort.write_all(line)),
+            Err(_) => drop(last_resort.write_all(&line)),
         }
     }
 
-    /// Writes a line that the system's log did not accept.
+    fn append_unless_missing(&self, path: &Path, body: &[u8], time: &str) -> io::Result<()> {
+        if let Destination::StateDirectory { dir, marker } = &self.destination {
+            std::fs::metadata(dir.join(marker)).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => io::Error::new(
+                    error.kind(),
+                    format!("there is no {marker} in its directory"),
+                ),
+                _ => error,
+            })?;
+        }
+        self.append(path, body, time)
+    }
+
+    /// Writes a record that the system's log did not accept.
     fn write_without_system_log(
         &self,
-        line: &[u8],
+        body: &[u8],
+        time: &str,
         error: &io::Error,
         last_resort: &mut dyn Write,
     ) {
-        let fallback = self.fallback.as_ref();
-        let fallback = fallback.and_then(|fallback| Some((fallback, fallback.path()?)));
-        let accepted = fallback.filter(|(fallback, path)| append(fallback, path, line).is_ok());
+        let path = self.fallback_path();
+        let accepted = path.filter(|path| self.append(path, body, time).is_ok());
         let written_to = match &accepted {
-            Some((_, path)) => path.display().to_string(),
+            Some(path) => path.display().to_string(),
             None => "standard error".to_owned(),
         };
         if accepted.is_none() {
-            let _ = last_resort.write_all(line);
+            let _ = last_resort.write_all(&line_of(body));
         }
         if !self.is_system_log_failing.swap(true, Ordering::Relaxed) {
             tracing::error!(
@@ -171,56 +327,9 @@ impl Sink {
     }
 }
 
-fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()> {
-    if let Destination::StateDirectory { dir, marker } = destination {
-        std::fs::metadata(dir.join(marker)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => io::Error::new(
-                error.kind(),
-                format!("there is no {marker} in its directory"),
-            ),
-            _ => error,
-        })?;
-    }
-    let mut file = open_to_append(path)?;
-    let after_newline;
-    let bytes = match is_torn(&file) {
-        true => {
-            after_newline = [b"\n", line].concat();
-            &after_newline
-        }
-        false => line,
-    };
-    let written = file.write(bytes)?;
-    if written < bytes.len() {
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-    }
-    Ok(())
-}
-
-/// True if a file ends in the middle of a record. A file that can be appended to but not read is
-/// assumed to be whole.
-fn is_torn(file: &File) -> bool {
-    let within = || end_within_line(file).ok().flatten();
-    let Some(end) = within() else {
-        return false;
-    };
-    // A record that is being written grows page by page; a torn one stays as it is. A wrong
-    // decision only leaves an empty line.
-    std::thread::sleep(WRITE_TIME);
-    within() == Some(end)
-}
-
-/// The length of a file whose last byte does not end a line.
-fn end_within_line(file: &File) -> io::Result<Option<u64>> {
-    let len = file.metadata()?.len();
-    let Some(last) = len.checked_sub(1) else {
-        return Ok(None);
-    };
-    // This very file, even if its name now belongs to another one.
-    let readable = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let mut byte = [0];
-    readable.read_exact_at(&mut byte, last)?;
-    Ok((byte != *b"\n").then_some(len))
+/// A record as it is written outside a file, where it has no place in a chain.
+fn line_of(body: &[u8]) -> Vec<u8> {
+    [body, b"\n"].concat()
 }
 
 #[cfg(test)]
@@ -228,64 +337,80 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixDatagram;
 
+    use crate::audit::tests::{Heads, LogFile, TIME};
+
     struct Setup {
         dir: tempfile::TempDir,
         sink: Sink,
+        heads: Heads,
     }
 
     impl Setup {
-        fn new(name: &str) -> Self {
+        fn new(destination: impl FnOnce(&Path) -> Destination) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let system = SystemLog::at(&dir.path().join("log"), Facility::Auth);
-            let sink = Sink::new(Destination::File(dir.path().join(name)), system);
-            Self { dir, sink }
+            let system = || SystemLog::at(&dir.path().join("log"), Facility::Auth);
+            let heads = Heads::default();
+            let destination = destination(dir.path());
+            let sink = Sink::new(destination, Box::new(heads.clone()), system(), system());
+            Self { dir, sink, heads }
+        }
+
+        fn file(name: &str) -> Self {
+            Self::new(|dir| Destination::File(dir.join(name)))
+        }
+
+        fn state_directory() -> Self {
+            Self::new(state_directory)
         }
 
         fn path(&self, name: &str) -> PathBuf {
             self.dir.path().join(name)
         }
 
-        fn read(&self, name: &str) -> String {
-            std::fs::read_to_string(self.path(name)).unwrap()
+        /// Writes records with these actions.
+        fn write(&self, actions: &[&str], last_resort: &mut dyn Write) {
+            for action in actions {
+                self.sink.write(&body(action), TIME, last_resort);
+            }
+        }
+
+        /// The actions in a log, which is verified together with its rotated files.
+        #[track_caller]
+        fn actions(&self, name: &str) -> Vec<String> {
+            LogFile(self.path(name)).verified(&self.heads)
         }
     }
 
+    fn state_directory(dir: &Path) -> Destination {
+        Destination::StateDirectory {
+            dir: dir.to_path_buf(),
+            marker: "state",
+        }
+    }
+
+    fn body(action: &str) -> Vec<u8> {
+        format!("{{\"action\":\"{action}\"}}").into_bytes()
+    }
+
     #[test]
-    fn a_file_that_was_renamed_or_removed_is_created_again() {
-        let setup = Setup::new("audit");
-        let write = |line: &[u8]| setup.sink.write(line, &mut io::sink());
-        write(b"one\n");
+    fn the_chain_continues_in_a_file_that_is_created_again() {
+        let setup = Setup::file("audit");
+        setup.write(&["one"], &mut io::sink());
         std::fs::rename(setup.path("audit"), setup.path("audit.1")).unwrap();
-        write(b"two\n");
-        std::fs::remove_file(setup.path("audit")).unwrap();
-        write(b"three\n");
-        assert_eq!(
-            (setup.read("audit.1"), setup.read("audit")),
-            ("one\n".into(), "three\n".into())
-        );
-    }
-
-    /// The torn record was written by another process, or by one that no longer exists.
-    #[test]
-    fn a_record_after_a_torn_one_starts_on_a_new_line() {
-        let setup = Setup::new("audit");
-        for (before, after) in [("", ""), ("one\n", "one\n"), ("one\ntw", "one\ntw\n")] {
-            std::fs::write(setup.path("audit"), before).unwrap();
-            setup.sink.write(b"new\n", &mut io::sink());
-            setup.sink.write(b"newer\n", &mut io::sink());
-            assert_eq!(setup.read("audit"), format!("{after}new\nnewer\n"));
-        }
+        setup.write(&["two", "three"], &mut io::sink());
+        let expected = ["audit-begin", "one", "audit-begin", "two", "three"];
+        assert_eq!(setup.actions("audit"), expected);
     }
 
     #[test]
     fn records_that_the_file_does_not_accept_are_written_elsewhere() {
-        let setup = Setup::new("missing/audit");
+        let setup = Setup::file("missing/audit");
         let mut errors = Vec::new();
-        setup.sink.write(b"one\n", &mut errors);
-        assert_eq!(errors, b"one\n");
+        setup.write(&["one"], &mut errors);
+        assert_eq!(errors, line_of(&body("one")));
         let log = UnixDatagram::bind(setup.path("log")).unwrap();
-        setup.sink.write(b"two\n", &mut errors);
-        assert_eq!(errors, b"one\n");
+        setup.write(&["two"], &mut errors);
+        assert_eq!(errors, line_of(&body("one")));
         let mut bytes = [0; 128];
         let mut read = || {
             let len = log.recv(&mut bytes).unwrap();
@@ -294,81 +419,85 @@ mod tests {
         assert!(read().contains("did not take"));
         let line = read();
         assert!(
-            line.starts_with("<37>bilayer[") && line.ends_with("]: two"),
+            line.starts_with("<37>bilayer[") && line.contains("\"two\""),
             "{line}"
         );
         std::fs::create_dir(setup.path("missing")).unwrap();
-        setup.sink.write(b"three\n", &mut errors);
-        assert_eq!(setup.read("missing/audit"), "three\n");
-        assert_eq!(errors, b"one\n");
+        setup.write(&["three"], &mut errors);
+        assert_eq!(setup.actions("missing/audit"), ["audit-begin", "three"]);
+        assert_eq!(errors, line_of(&body("one")));
+    }
+
+    /// The head in the system's log is the one of the file.
+    #[test]
+    fn a_key_operation_is_refused_unless_it_is_in_the_file() {
+        let setup = Setup::file("missing/audit");
+        let log = UnixDatagram::bind(setup.path("log")).unwrap();
+        log.set_nonblocking(true).unwrap();
+        let error = setup.sink.require(&body("one"), TIME).unwrap_err();
+        assert_eq!(error.error.kind(), io::ErrorKind::NotFound);
+        assert!(error.destination.ends_with("missing/audit"));
+        let mut bytes = [0; 1024];
+        assert!(log.recv(&mut bytes).is_err(), "it is not in the log");
+        std::fs::create_dir(setup.path("missing")).unwrap();
+        setup.sink.require(&body("two"), TIME).unwrap();
+        assert_eq!(setup.actions("missing/audit"), ["audit-begin", "two"]);
+        let len = log.recv(&mut bytes).unwrap();
+        let line = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        let (_, json) = line.split_once("]: ").unwrap();
+        let head: serde_json::Value = serde_json::from_str(json).unwrap();
+        let kept = setup.heads.load(&setup.path("missing/audit")).unwrap();
+        let kept = kept.unwrap();
+        assert_eq!(head["count"], 2);
+        assert_eq!(head["head"], hex::encode(kept.hash));
+        assert_eq!(setup.sink.head.lock().unwrap(), kept);
+    }
+
+    #[test]
+    fn the_null_device_is_no_audit() {
+        let setup = Setup::new(|_| Destination::File("/dev/null".into()));
+        setup.sink.require(&body("one"), TIME).unwrap();
+        setup.write(&["two"], &mut io::sink());
+        assert_eq!(*setup.sink.head.lock(), None);
     }
 
     #[test]
     fn records_that_the_system_log_does_not_accept_are_written_to_the_state_directory() {
-        let setup = Setup::new("");
-        let system = SystemLog::at(&setup.path("log"), Facility::Auth);
-        let mut sink = Sink::new(Destination::SystemLog, system);
-        let dir = setup.dir.path().to_path_buf();
-        sink.fallback = Some(Destination::StateDirectory {
-            dir,
-            marker: "state",
-        });
+        let mut setup = Setup::new(|_| Destination::SystemLog);
+        setup.sink.fallback = Some(state_directory(setup.dir.path()));
         let mut errors = Vec::new();
-        sink.write(b"one\n", &mut errors);
-        assert_eq!(errors, b"one\n");
+        setup.write(&["one"], &mut errors);
+        assert_eq!(errors, line_of(&body("one")));
+        assert!(setup.sink.require(&body("refused"), TIME).is_err());
         std::fs::write(setup.path("state"), "").unwrap();
-        sink.write(b"two\n", &mut errors);
-        assert_eq!(errors, b"one\n");
-        assert_eq!(setup.read(FILE_NAME), "two\n");
+        setup.write(&["two"], &mut errors);
+        setup.sink.require(&body("unwrap"), TIME).unwrap();
+        assert_eq!(errors, line_of(&body("one")));
+        let expected = ["audit-begin", "two", "unwrap"];
+        assert_eq!(setup.actions(FILE_NAME), expected);
         let log = UnixDatagram::bind(setup.path("log")).unwrap();
-        sink.write(b"three\n", &mut errors);
-        assert_eq!(setup.read(FILE_NAME), "two\n");
+        setup.write(&["three"], &mut errors);
+        setup.sink.require(&body("four"), TIME).unwrap();
+        assert_eq!(setup.actions(FILE_NAME), expected);
         assert!(log.recv(&mut [0; 128]).unwrap() > 0);
     }
 
+    /// Only what needs no state directory can come before it is created.
     #[test]
-    fn a_directory_that_is_no_state_directory_is_unchanged() {
-        let setup = Setup::new("");
-        let dir = setup.dir.path().to_path_buf();
-        let destination = Destination::StateDirectory {
-            dir,
-            marker: "state",
-        };
-        let sink = Sink::new(
-            destination,
-            SystemLog::at(&setup.path("log"), Facility::Auth),
-        );
+    fn key_operations_before_there_is_a_state_directory_are_recorded_later() {
+        let setup = Setup::state_directory();
         let mut errors = Vec::new();
-        sink.write(b"one\n", &mut errors);
-        assert_eq!(errors, b"one\n");
+        setup.write(&["lost"], &mut errors);
+        assert_eq!(errors, line_of(&body("lost")));
+        setup.sink.require(&body("early"), TIME).unwrap();
         assert!(!setup.path(FILE_NAME).exists());
         std::fs::write(setup.path("state"), "").unwrap();
-        sink.write(b"two\n", &mut errors);
-        assert_eq!(setup.read(FILE_NAME), "two\n");
-    }
-
-    #[test]
-    fn records_of_several_writers_are_whole() {
-        let setup = Setup::new("audit");
-        let lines = 200;
-        std::thread::scope(|scope| {
-            for writer in 0..4u8 {
-                let sink = Sink::new(
-                    setup.sink.destination.clone(),
-                    SystemLog::new(Facility::Auth),
-                );
-                scope.spawn(move || {
-                    let line = [vec![b'a' + writer; 3000], b"\n".to_vec()].concat();
-                    (0..lines).for_each(|_| sink.write(&line, &mut io::sink()));
-                });
-            }
-        });
-        let text = setup.read("audit");
-        let records: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
-        assert_eq!(records.len(), 4 * lines);
-        for line in records {
-            let first = line.as_bytes()[0];
-            assert!(line.len() == 3000 && line.bytes().all(|byte| byte == first));
+        setup.sink.require(&body("next"), TIME).unwrap();
+        assert_eq!(setup.actions(FILE_NAME), ["audit-begin", "early", "next"]);
+        let setup = Setup::state_directory();
+        for _ in 0..WAITING_MAX {
+            setup.sink.require(&body("early"), TIME).unwrap();
         }
+        assert!(setup.sink.require(&body("early"), TIME).is_err());
     }
 }

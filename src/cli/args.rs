@@ -9,7 +9,7 @@ use crate::audit::{self, Destination, Requester};
 use crate::control::paths;
 use crate::daemon::options;
 use crate::diagnostics::UserError;
-use crate::keys::{PassphraseSource, keystore};
+use crate::keys::{AuditHeads, PassphraseSource, keystore};
 
 #[derive(Args, Debug)]
 pub(super) struct KeystoreArg {
@@ -44,7 +44,8 @@ pub(super) fn start_audit(chosen: Option<Destination>, keystore_dir: &Path) {
         marker: keystore::IDENTITY,
     };
     let destination = chosen.unwrap_or_else(|| default.clone());
-    audit::start(destination, default, Requester::this_process());
+    let heads = Box::new(AuditHeads::new(keystore_dir));
+    audit::start(destination, default, heads, Requester::this_process());
 }
 
 #[derive(Args, Debug)]

@@ -25,6 +25,7 @@ use crate::layers;
 use crate::sys::interrupt;
 use crate::sys::limits;
 use crate::sys::memory::disable_core_dumps;
+use commands::audit::{self, AuditArgs};
 use commands::check::{self, CheckArgs};
 use commands::create::{self, CreateArgs};
 use commands::generate;
@@ -99,6 +100,9 @@ enum Command {
     /// Verify everything in a volume, mounted or not, and repair what can be repaired
     #[command(after_help = check::HELP)]
     Check(CheckArgs),
+    /// Show who did what with volumes and keys, and verify that no record is missing
+    #[command(after_help = audit::HELP)]
+    Audit(AuditArgs),
     /// Show the claims of a volume's superblock, without any key
     #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
     Inspect(InspectArgs),
@@ -176,6 +180,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
         Command::Mount(args) => mount::run(args, log),
         Command::Unmount(args) => unmount::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Inspect(args) => status::run_inspect(&args),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Image(command) => image::run(command),

@@ -5,16 +5,17 @@ use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::create::NewVolumeDirectory;
-use crate::audit;
+use crate::audit::{self, Record};
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::control::request::{Operation, PathBytes};
 use crate::control::response::{BytesDone, DeployReport, ExportReport, Outcome, Receiver};
 use crate::control::wire::CHUNK_BYTES;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::Filesystem;
+use crate::ids::VolumeId;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
 use crate::keys::{KeyUri, PassphraseSource};
 
@@ -84,8 +85,10 @@ pub(crate) fn perform(
                 contents: !quick,
                 ..CheckOptions::default()
             };
+            let begin = Instant::now();
             let report = with_progress(to, &|state| filesystem.check(&options, state));
             let report = report.unwrap_or(Err(CheckError::Fault));
+            audit_check(filesystem.volume().header().volume_id(), begin, &report);
             return send_findings(
                 report.map_err(|error| UserError::check(operation.doing(), &error))?,
                 to,
@@ -93,6 +96,16 @@ pub(crate) fn perform(
         }
     }
     Ok(Outcome::Nothing)
+}
+
+/// Writes the audit record of a check: how many faults it has found.
+pub(crate) fn audit_check(volume: VolumeId, begin: Instant, report: &Result<Report, CheckError>) {
+    let mut audited = Record::new("check").volume(volume).since(begin);
+    if let Ok(report) = report {
+        let faults = report.faults().count() as u64 + report.omitted_faults;
+        audited = audited.with("faults", faults);
+    }
+    audited.outcome(report);
 }
 
 fn receiver_failed(operation: &Operation, error: &io::Error) -> UserError {

@@ -5,7 +5,9 @@
 //! are fixed.
 
 use super::{Filesystem, FsError};
+use crate::audit;
 use crate::errno::Errno;
+use crate::meta::Batch;
 use crate::planted::{Bug, planted};
 
 /// How often a commit syncs ordered files while changes may add further ones. After that it keeps
@@ -15,6 +17,7 @@ const ORDERED_ROUNDS: u32 = 4;
 impl Filesystem {
     /// Commits every change applied so far. Many callers share one commit.
     pub(super) fn commit_now(&self) -> Result<(), FsError> {
+        self.add_audit_head();
         let through = self.meta.newest_batch();
         for _ in 0..ORDERED_ROUNDS {
             self.contents.sync_ordered()?;
@@ -36,6 +39,35 @@ impl Filesystem {
                 return Ok(());
             }
         }
+    }
+
+    /// Adds the head of the audit to a commit that is about to be made, if the head is new. So the
+    /// volume knows how far the audit went when it was changed.
+    fn add_audit_head(&self) {
+        let head = audit::head();
+        if head.is_none() || !self.meta.is_changed() {
+            return;
+        }
+        let mut committed = self.noted_audit_head.lock();
+        if let Some(head) = head.filter(|_| *committed != head) {
+            let mut batch = Batch::new();
+            self.meta.put_audit_head(&mut batch, head.encode());
+            // The filesystem is being closed, or was ended by an error.
+            if let Err(error) = self.meta.apply(batch) {
+                tracing::debug!(%error, "the volume does not note the head of the audit");
+                return;
+            }
+            *committed = Some(head);
+        }
+    }
+
+    /// The head of the audit that the volume's metadata has; `None` if it has none.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
+    pub fn audit_head(&self) -> Result<Option<audit::Head>, FsError> {
+        let head = self.meta.audit_head()?;
+        Ok(head.and_then(|head| audit::Head::decode(&head)))
     }
 
     /// Makes everything durable, contents included, and frees the space of what was removed.

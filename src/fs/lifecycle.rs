@@ -56,6 +56,19 @@ pub struct Usage {
     pub keystore_failure: Option<String>,
     /// Age of the newest checkpoint of the metadata, if one is known.
     pub checkpoint_age_seconds: Option<u64>,
+    /// The head of the audit that the volume knows, if it knows one.
+    pub audit_head: Option<AuditHead>,
+}
+
+/// The head of an audit log.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct AuditHead {
+    /// Id of its chain, in hexadecimal digits.
+    pub chain: String,
+    /// Number of its records.
+    pub count: u64,
+    /// Hash of the last one, in hexadecimal digits.
+    pub head: String,
 }
 
 /// Upper bound of the folders that may have been created since the last commit.
@@ -186,6 +199,7 @@ impl Filesystem {
             trimming: RwLock::default(),
             cache: RwLock::default(),
             keystore: super::background::KeystoreState::default(),
+            noted_audit_head: Mutex::default(),
         });
         if !this.options.read_only {
             tracing::info!(
@@ -379,6 +393,11 @@ impl Filesystem {
             damaged: self.meta.is_damaged() || self.contents.is_damaged(),
             keystore_failure: self.keystore_failure(),
             checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
+            audit_head: self.audit_head().ok().flatten().map(|head| AuditHead {
+                chain: hex::encode(head.chain.0),
+                count: head.count,
+                head: hex::encode(head.hash),
+            }),
         }
     }
 

@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
+use crate::audit;
 use crate::errno::Errno;
 use crate::ids::{Ino, ViewId};
 use crate::keys::KeyError;
@@ -222,6 +223,8 @@ pub struct Filesystem {
     trimming: RwLock<()>,
     cache: RwLock<Option<Arc<dyn KernelCache>>>,
     keystore: background::KeystoreState,
+    /// The head of the audit that the metadata was given last.
+    noted_audit_head: Mutex<Option<audit::Head>>,
 }
 
 /// The kernel's cache of the filesystem's state. Its methods may wait until requests are answered,

@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::audit::{Record, Unwritten};
+
 /// The kind of a failure, which determines the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ErrorKind {
@@ -132,6 +134,32 @@ impl KeyError {
         }
     }
 
+    /// The record of a key operation could not be written, so the operation was refused.
+    pub(crate) fn unaudited(unwritten: Unwritten) -> Self {
+        let Unwritten { destination, error } = unwritten;
+        Self {
+            kind: kind_of_io(&error),
+            message: format!(
+                "the audit cannot be written to {destination}, and keys are not used without it: \
+                 {error}"
+            ),
+            hint: Some(
+                "make it writable, with space for a few KiB, or name another file: --audit-log \
+                 FILE (mount: -o audit_log=FILE); /dev/null is no audit at all"
+                    .to_owned(),
+            ),
+            source: Some(error),
+        }
+    }
+
+    /// The error for a caller that knows no keys: that of the operating system, or `InvalidData`.
+    pub(super) fn into_io(self) -> io::Error {
+        match self.source {
+            Some(error) => error,
+            None => io::Error::new(io::ErrorKind::InvalidData, self.message),
+        }
+    }
+
     /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -140,6 +168,17 @@ impl KeyError {
     /// What to do next: the hint given where the failure occurred, or general advice for its kind.
     pub fn hint(&self) -> Option<&str> {
         Some(self.hint.as_deref().unwrap_or(usual_hint(self.kind)))
+    }
+}
+
+/// The result of a key operation, once its record is written.
+///
+/// # Errors
+/// That of the operation; or the record of its success could not be written.
+pub(crate) fn acknowledged<T>(record: Record, result: Result<T, KeyError>) -> Result<T, KeyError> {
+    match record.require(&result) {
+        Err(unwritten) if result.is_ok() => Err(KeyError::unaudited(unwritten)),
+        _ => result,
     }
 }
 

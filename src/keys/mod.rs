@@ -33,8 +33,8 @@ pub mod wrap;
 pub use customer::{CustomerKeyProvider, KeyVersion, WrapAlgorithm, WrappingKey};
 pub use error::{ErrorKind, KeyError};
 pub use keystore::{
-    KnownKeySet, PlatformKeystore, RememberedDirectory, RememberedVolume, VolumeRecord, WriterLock,
-    WriterLocked,
+    AuditHeads, KnownKeySet, PlatformKeystore, RememberedDirectory, RememberedVolume, VolumeRecord,
+    WriterLock, WriterLocked,
 };
 pub use passphrase::PassphraseSource;
 pub use uri::KeyUri;

@@ -27,6 +27,7 @@
 //! stays below 2^-32.
 
 use std::fmt;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -34,7 +35,7 @@ use zeroize::Zeroizing;
 use super::aead::{self, RoleCipher};
 use super::customer::{CustomerKeyProvider, KeyVersion};
 use super::encoding::{hex_bytes, strict};
-use super::error::{ErrorKind, KeyError};
+use super::error::{ErrorKind, KeyError, acknowledged};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use crate::audit::Record;
 use crate::ids::{Epoch, KeySetId, VolumeId};
@@ -149,25 +150,37 @@ impl WrapRecord {
 
     /// The audit record of an action on this wrap.
     fn audit(&self, action: &'static str, role: Role, context: &WrapContext) -> Record {
-        Record::new(action)
+        let record = Record::new(action)
             .volume(context.volume)
             .with_text("role", role)
             .with_text("key_set", context.key_set)
-            .with("epoch", context.epoch.0)
-            .with_text("provider", &self.provider)
+            .with("epoch", context.epoch.0);
+        let slot = self.provider.strip_prefix(SLOT_PREFIX);
+        let record = match slot.and_then(|number| number.parse().ok()) {
+            Some(number) => record.slot(number),
+            None => record.key(&self.provider),
+        };
+        record
             .with_text("key_version", &self.key_version)
             .with_text("algorithm", &self.algorithm)
     }
 
+    /// Unwraps it, and returns the DEK once that is recorded.
     fn audited<T>(
         &self,
-        action: &'static str,
         role: Role,
         context: &WrapContext,
-        result: Result<T, KeyError>,
+        unwrap: impl FnOnce() -> Result<T, KeyError>,
     ) -> Result<T, KeyError> {
-        self.audit(action, role, context).outcome(&result);
-        result
+        let begin = Instant::now();
+        let result = unwrap();
+        acknowledged(self.audit("unwrap", role, context).since(begin), result)
+    }
+
+    /// Returns the new wrap once it is recorded.
+    fn made(self, role: Role, context: &WrapContext, begin: Instant) -> Result<Self, KeyError> {
+        let record = self.audit("wrap", role, context).since(begin);
+        acknowledged(record, Ok(self))
     }
 
     /// True if it was made to that key of that slot, as far as its fields say.
@@ -189,6 +202,7 @@ pub(crate) fn wrap_for_slot(
     context: &WrapContext,
     dek: &CustomerDek,
 ) -> Result<WrapRecord, KeyError> {
+    let begin = Instant::now();
     let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
     let record = WrapRecord {
         provider: format!("{SLOT_PREFIX}{slot}"),
@@ -196,8 +210,7 @@ pub(crate) fn wrap_for_slot(
         algorithm: version.key.algorithm().name().to_owned(),
         ciphertext: version.key.wrap(&payload)?,
     };
-    record.audit("wrap", Role::Customer, context).done();
-    Ok(record)
+    record.made(Role::Customer, context, begin)
 }
 
 /// Unwraps a customer DEK that was wrapped to that key.
@@ -211,12 +224,13 @@ pub(crate) fn unwrap_from_slot(
         let payload = provider.unwrap(version, &record.ciphertext)?;
         allocated(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
+    let begin = Instant::now();
     let result = unwrap();
-    record
-        .audit("unwrap", Role::Customer, context)
-        .with_text("customer_key", provider.uri())
-        .outcome(&result);
-    result
+    let audited = record.audit("unwrap", Role::Customer, context);
+    acknowledged(
+        audited.key(&provider.uri().to_string()).since(begin),
+        result,
+    )
 }
 
 /// Identifies the platform key of a wrap: keystore and version.
@@ -270,7 +284,7 @@ pub(crate) fn unwrap_infrastructure(
         let payload = open_with_platform_key(&cipher, role, version, context, record)?;
         allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
     };
-    record.audited("unwrap", role, context, unwrap())
+    record.audited(role, context, unwrap)
 }
 
 /// Wraps the customer DEK of a platform-managed volume.
@@ -297,7 +311,7 @@ pub(crate) fn unwrap_customer_with_platform_key(
         let payload = open_with_platform_key(&cipher, role, version, context, record)?;
         allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
-    record.audited("unwrap", role, context, unwrap())
+    record.audited(role, context, unwrap)
 }
 
 fn seal_with_platform_key(
@@ -307,11 +321,11 @@ fn seal_with_platform_key(
     context: &WrapContext,
     dek: &[u8],
 ) -> Result<WrapRecord, KeyError> {
+    let begin = Instant::now();
     let aad = additional_data(role, context, version);
     let payload = aead::payload(&prefix(role, context), dek);
     let record = version.record(aead::seal(cipher, &aad, payload)?);
-    record.audit("wrap", role, context).done();
-    Ok(record)
+    record.made(role, context, begin)
 }
 
 fn open_with_platform_key(

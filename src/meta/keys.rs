@@ -17,6 +17,7 @@
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
+//! | `counters` | `audit` | no | the head of the audit: chain (16), count (8), hash (32) |
 //!
 //! The *name hash* is derived from the first 4 bytes of SHA-256(hash key ‖ name), where the hash
 //! key is 16 random bytes of the volume ([`super::records::Counters`]); see [`name_hash`]. An

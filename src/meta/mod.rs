@@ -11,6 +11,7 @@
 //! Order of a commit: the pending map is replaced by an empty one, which new batches use. It is
 //! written in one two-phase transaction, and dropped once readers have the new tables.
 
+mod audit_head;
 pub mod charge;
 pub mod checkpoint;
 pub mod commit;

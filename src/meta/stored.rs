@@ -63,7 +63,7 @@ impl Stored {
     pub(super) fn of(rows: RawTables, commit: Option<Arc<Committed>>) -> Result<Self, MetaError> {
         let mut counters = None;
         rows.visit(Table::Counters, &(Vec::new()..vec![0xFF]), &mut |visited| {
-            if let Visited::Row(_, value) = visited {
+            if let Visited::Row([], value) = visited {
                 counters = Counters::decode(value);
             }
             true

@@ -152,18 +152,38 @@ pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a plain file for appending, or creates it with mode 0600. No link is followed, and a pipe
-/// does not block.
+/// Opens a plain file for reading and appending, or creates it with mode 0600. No link is followed,
+/// and a pipe does not block.
 ///
 /// # Errors
 /// When open(2) fails; permission denied for a file that others may have created, for a symbolic
 /// link, for anything but a plain file, and for a file with a second name that others may have
 /// given it.
 pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
-    open_plain(&Parent::of(path)?).map_err(|error| match error.raw_os_error() {
+    open_plain(&Parent::of(path)?, OFlags::RDWR).map_err(link_refused)
+}
+
+/// Opens an existing plain file for reading. No link is followed, and a pipe does not block.
+///
+/// # Errors
+/// As for [`open_to_append`], and when there is no such file.
+pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
+    let parent = Parent::of(path)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = parent.open(flags).map_err(io::Error::from);
+    let file = file.map_err(link_refused)?;
+    if !file.metadata()?.is_file() {
+        return Err(refused(NOT_PLAIN));
+    }
+    check_owner(&file)?;
+    Ok(file)
+}
+
+fn link_refused(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
         Some(libc::ELOOP) => refused("it is a symbolic link"),
         _ => error,
-    })
+    }
 }
 
 /// Opens a plain file for appending, or creates it with mode 0600. A symbolic link to the file is
@@ -175,7 +195,7 @@ pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
 pub(crate) fn open_link_to_append(path: &Path) -> io::Result<File> {
     let mut parent = Parent::of(path)?;
     for _ in 0..LINKS_MAX {
-        match open_plain(&parent) {
+        match open_plain(&parent, OFlags::WRONLY) {
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
                 if !parent.is_controlled_by_us {
                     return Err(refused(LINK_OF_OTHERS));
@@ -191,8 +211,8 @@ pub(crate) fn open_link_to_append(path: &Path) -> io::Result<File> {
 const LINK_OF_OTHERS: &str = "it is a symbolic link in a directory that other users can write to";
 const NOT_PLAIN: &str = "it is no plain file";
 
-fn open_plain(parent: &Parent) -> io::Result<File> {
-    let append = OFlags::WRONLY | OFlags::APPEND;
+fn open_plain(parent: &Parent, access: OFlags) -> io::Result<File> {
+    let append = access | OFlags::APPEND;
     let file =
         parent.open(append | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY);
     let file = match file {

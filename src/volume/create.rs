@@ -19,6 +19,7 @@
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::error::VolumeError;
 use super::expected::next_written_time;
@@ -250,9 +251,12 @@ pub fn create_volume(
     new_volume: &NewVolume<'_>,
     fill: &mut FormatFn<'_>,
 ) -> Result<VolumeId, VolumeError> {
+    let begin = Instant::now();
     let made = create_unaudited(&store, new_volume, fill);
     let source = new_volume.inherited.map(|from| &from.provenance);
-    let mut audited = Record::new(new_volume.action).with("key_mode", new_volume.key_mode().name());
+    let mut audited = Record::new(new_volume.action)
+        .with("key_mode", new_volume.key_mode().name())
+        .since(begin);
     if let Some(source) = source {
         audited = audited
             .with_text("source_volume", source.volume)

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -49,6 +50,7 @@ pub fn open_with_retry(
     again: &mut dyn FnMut(&VolumeError) -> bool,
 ) -> Result<Volume, VolumeError> {
     // Each attempt unwraps the keys, which is audited.
+    let begin = Instant::now();
     let attempts = audit::deduplicate();
     let result = loop {
         match open_unaudited(Arc::clone(&store), options) {
@@ -57,7 +59,9 @@ pub fn open_with_retry(
         }
     };
     drop(attempts);
-    let audited = Record::new("open-volume").with("read_only", options.read_only);
+    let audited = Record::new("open-volume")
+        .with("read_only", options.read_only)
+        .since(begin);
     match &result {
         Ok(volume) => audited
             .volume(volume.header().volume_id())

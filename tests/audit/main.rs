@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod actions;
+mod chain;
 mod destinations;
 mod requesters;
 mod system_log;
@@ -21,7 +22,7 @@ use real::Place;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The fields of every record.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 11] = [
     "time",
     "action",
     "outcome",
@@ -31,6 +32,8 @@ const FIELDS: [&str; 9] = [
     "uid",
     "pid",
     "version",
+    "seq",
+    "previous",
 ];
 
 /// The records of a file, each complete and with every field.

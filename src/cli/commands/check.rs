@@ -24,7 +24,7 @@ use crate::control::locate::{Holder, Located, find};
 use crate::control::request::Operation;
 use crate::control::response::{BytesDone, CheckSummary, FindingReport, Outcome, Receiver};
 use crate::control::wire;
-use crate::daemon::operations::{send_findings, with_progress};
+use crate::daemon::operations::{audit_check, send_findings, with_progress};
 use crate::daemon::size::parse_count;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::ids::VolumeId;
@@ -255,6 +255,7 @@ fn offline(
     };
     let volume = open_volume(located, access, keys)?;
     receiver.signals = EndSignals::block().ok();
+    let begin = Instant::now();
     let options = CheckOptions {
         jobs: args.jobs,
         contents: !args.quick,
@@ -265,8 +266,9 @@ fn offline(
         false => check::check(&volume, &options, state),
     });
     let report = report.unwrap_or(Err(CheckError::Fault));
-    if args.repair {
-        audit_repair(volume.header().volume_id(), &report);
+    match args.repair {
+        true => audit_repair(volume.header().volume_id(), begin, &report),
+        false => audit_check(volume.header().volume_id(), begin, &report),
     }
     let report = report.map_err(|error: CheckError| {
         let doing = if args.repair { "repair" } else { "check" };
@@ -277,8 +279,8 @@ fn offline(
 }
 
 /// Writes the audit record of a repair: how many faults were repaired, and how many remain.
-fn audit_repair(volume: VolumeId, report: &Result<Report, CheckError>) {
-    let mut audited = Record::new("repair").volume(volume);
+fn audit_repair(volume: VolumeId, begin: Instant, report: &Result<Report, CheckError>) {
+    let mut audited = Record::new("repair").volume(volume).since(begin);
     if let Ok(report) = report {
         let repaired = report.faults().filter(|fault| fault.repaired).count() as u64;
         let left = report.faults().count() as u64 - repaired + report.omitted_faults;

@@ -1,5 +1,6 @@
 //! One module for each command. None of them uses another.
 
+pub(super) mod audit;
 pub(super) mod check;
 pub(super) mod create;
 pub(super) mod generate;

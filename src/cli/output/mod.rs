@@ -24,19 +24,26 @@ pub(super) fn print_error(line: &dyn fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints to standard output. A closed pipe (`| head`) is no failure.
+/// Prints to standard output. False if nobody reads it any more.
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub(super) fn print(text: &str) -> Result<(), UserError> {
+pub(super) fn print_unless_closed(text: &str) -> Result<bool, UserError> {
     let mut output = io::stdout().lock();
     match output
         .write_all(text.as_bytes())
         .and_then(|()| output.flush())
     {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(UserError::io("cannot write to standard output", &error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(UserError::io("cannot write to standard output", &error)),
     }
+}
+
+/// Prints to standard output. A closed pipe (`| head`) is no failure.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(super) fn print(text: &str) -> Result<(), UserError> {
+    print_unless_closed(text).map(|_| ())
 }

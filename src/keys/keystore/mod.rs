@@ -7,6 +7,7 @@
 //!                                 "number":1,"infrastructure":…,"customer":…}
 //!   volumes/<volume id>.json     {"format":"bilayer-volume-record","version":1,…}
 //!   volumes/<volume id>.lock     locked while the volume is open for writing
+//!   audit/<log>.json             {"format":"bilayer-audit-head","version":1,…}
 //! ```
 //!
 //! A version holds two independent random 256-bit keys: one wraps infrastructure DEKs, the other
@@ -25,7 +26,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::error::{ErrorKind, KeyError, while_doing};
+use super::error::{ErrorKind, KeyError, acknowledged, while_doing};
 use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
 use crate::audit::Record;
 use crate::ids::VolumeId;
@@ -36,6 +37,7 @@ use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
 use versions::{Version, Versions};
 
+mod audit_heads;
 mod directory;
 mod files;
 mod holder;
@@ -47,6 +49,7 @@ mod versions;
 mod volumes_at;
 mod writer;
 
+pub use audit_heads::AuditHeads;
 pub use directory::{FormerDirectory, RememberedDirectory};
 pub use record::{KnownKeySet, VolumeRecord};
 pub use rotate::{KnownVolume, ROTATION_AGE_DAYS, VersionInfo};
@@ -464,14 +467,22 @@ fn refuse_shared(directory: &Path) -> Result<(), KeyError> {
 fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<bool, KeyError> {
     let version = Version::random(coarse_time().secs)?;
     let folder = files::own_versions(directory);
-    let made = files::write_version(&folder, id, number, &version, files::Replace::Never)?;
-    if made {
-        Record::new("create-platform-key")
-            .with("keystore", hex::encode(id))
-            .with("key_version", number)
-            .done();
+    let record = Record::new("create-platform-key")
+        .with("keystore", hex::encode(id))
+        .with("key_version", number);
+    // In front of the key: it cannot be taken back, since another process may use it at once.
+    acknowledged(record.clone(), Ok(()))?;
+    match files::write_version(&folder, id, number, &version, files::Replace::Never) {
+        Ok(true) => Ok(true),
+        Ok(false) => {
+            record.refused("another process has created it");
+            Ok(false)
+        }
+        Err(error) => {
+            record.refused(&error);
+            Err(error)
+        }
     }
-    Ok(made)
 }
 
 fn missing(directory: &Path, what: &str) -> KeyError {

@@ -30,6 +30,7 @@
 //! computed, so that a hostile header can exhaust neither memory nor time.
 
 use std::io;
+use std::time::Instant;
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::aead::{self, RoleCipher, cipher_failed};
 use super::customer::{CustomerKeyProvider, KeyVersion, WrappingKey};
 use super::encoding::hex_array;
-use super::error::{ErrorKind, KeyError};
+use super::error::{ErrorKind, KeyError, acknowledged};
 use super::secret::{
     Passphrase, PlatformCustomerKey, PlatformKey, TransportCustomerKey, TransportKey,
 };
@@ -246,7 +247,7 @@ impl TransportKeys {
             let payload = self.open(&cipher, role, context, wrapped)?;
             allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
         };
-        audited(role, context, unwrap())
+        audited(role, context, unwrap)
     }
 
     /// Wraps the customer DEK of a platform-managed image.
@@ -271,7 +272,7 @@ impl TransportKeys {
             let payload = self.open(&cipher, role, context, wrapped)?;
             allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
         };
-        audited(role, context, unwrap())
+        audited(role, context, unwrap)
     }
 
     fn open(
@@ -309,11 +310,11 @@ fn seal(
     context: &TransportContext,
     dek: &[u8],
 ) -> Result<Vec<u8>, KeyError> {
+    let begin = Instant::now();
     let aad = additional_data(role, context);
     let payload = aead::payload(&prefix(role, context), dek);
     let wrapped = aead::seal(cipher, &aad, payload)?;
-    audit("wrap", role, context).done();
-    Ok(wrapped)
+    acknowledged(audit("wrap", role, context).since(begin), Ok(wrapped))
 }
 
 /// Wraps the customer DEK of a customer-managed image to the customer key.
@@ -322,10 +323,11 @@ pub(crate) fn wrap_with_customer_key(
     context: &TransportContext,
     dek: &CustomerDek,
 ) -> Result<Vec<u8>, KeyError> {
+    let begin = Instant::now();
     let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
     let wrapped = key.wrap(&payload)?;
-    audit("wrap", Role::Customer, context).done();
-    Ok(wrapped)
+    let record = audit("wrap", Role::Customer, context);
+    acknowledged(record.since(begin), Ok(wrapped))
 }
 
 /// Unwraps the customer DEK of a customer-managed image.
@@ -340,7 +342,7 @@ pub(crate) fn unwrap_with_customer_key(
         let payload = provider.unwrap(version, wrapped)?;
         allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
-    audited(role, context, unwrap())
+    audited(role, context, unwrap)
 }
 
 /// Computes 32 bytes with Argon2id and wipes its memory.
@@ -427,10 +429,11 @@ fn audit(action: &'static str, role: Role, context: &TransportContext) -> Record
 fn audited<T>(
     role: Role,
     context: &TransportContext,
-    result: Result<T, KeyError>,
+    unwrap: impl FnOnce() -> Result<T, KeyError>,
 ) -> Result<T, KeyError> {
-    audit("unwrap", role, context).outcome(&result);
-    result
+    let begin = Instant::now();
+    let result = unwrap();
+    acknowledged(audit("unwrap", role, context).since(begin), result)
 }
 
 #[cfg(test)]
