@@ -7,13 +7,13 @@ use kryoptic_lib::pkcs11::{
 };
 
 /// Entry point of PKCS#11 2.
-#[unsafe(no_mangle)]
+#[no_mangle]
 pub extern "C" fn C_GetFunctionList(list: CK_FUNCTION_LIST_PTR_PTR) -> CK_RV {
     fn_get_function_list(list)
 }
 
 /// Entry point of PKCS#11 3: one interface.
-#[unsafe(no_mangle)]
+#[no_mangle]
 pub extern "C" fn C_GetInterface(
     name: CK_UTF8CHAR_PTR,
     version: CK_VERSION_PTR,
@@ -24,7 +24,7 @@ pub extern "C" fn C_GetInterface(
 }
 
 /// Entry point of PKCS#11 3: all interfaces.
-#[unsafe(no_mangle)]
+#[no_mangle]
 pub extern "C" fn C_GetInterfaceList(list: CK_INTERFACE_PTR, count: CK_ULONG_PTR) -> CK_RV {
     fn_get_interface_list(list, count)
 }
