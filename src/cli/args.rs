@@ -50,7 +50,7 @@ pub(super) fn start_audit(chosen: Option<Destination>, keystore_dir: &Path) {
 
 #[derive(Args, Debug)]
 pub(super) struct PassphraseArg {
-    /// File whose first line is the passphrase of the customer key
+    /// File whose first line is the passphrase of the customer key, or the PIN of its token
     #[arg(long, value_name = "FILE")]
     pub(super) passphrase_file: Option<PathBuf>,
 }

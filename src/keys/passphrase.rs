@@ -54,9 +54,9 @@ impl PassphraseSource {
         }
         let shown = what.display();
         for _ in 0..TRIES {
-            let first = with_secrets(|| ask(what, &format!("New passphrase of {shown}: ")))?;
-            let second =
-                with_secrets(|| ask(what, &format!("New passphrase of {shown}, again: ")))?;
+            let secret = format!("passphrase of {shown}");
+            let first = with_secrets(|| ask(&secret, &format!("New {secret}: ")))?;
+            let second = with_secrets(|| ask(&secret, &format!("New {secret}, again: ")))?;
             if first.expose() == second.expose() {
                 return Ok(first);
             }
@@ -65,6 +65,30 @@ impl PassphraseSource {
             ErrorKind::Usage,
             "the two passphrases differ",
         ))
+    }
+
+    /// Obtains the PIN of a token, once: a token that gets a few wrong ones locks.
+    ///
+    /// # Errors
+    /// Kind `KeyUnavailable` if there is no PIN, or it is empty or too long.
+    pub fn obtain_pin(&self, token: &str) -> Result<Passphrase, KeyError> {
+        let what = format!("token {token}");
+        let pin = match self {
+            Self::None => Err(unavailable(format!(
+                "{what} needs its PIN and none was given"
+            ))),
+            Self::Prompt => {
+                with_secrets(|| ask(&format!("PIN of {what}"), &format!("PIN of {what}: ")))
+            }
+            _ => self.obtain(Path::new(&what)),
+        };
+        pin.map_err(|error| match interrupt::arrived() {
+            Some(_) => error,
+            None => error.with_hint(
+                "name a file that holds the PIN: --passphrase-file FILE, in the key's URI \
+                 ...?pin-source=file:/path, or for a mount: -o passphrase_file=FILE",
+            ),
+        })
     }
 
     fn get(&self, what: &Path, again: bool) -> Result<Passphrase, KeyError> {
@@ -85,7 +109,11 @@ impl PassphraseSource {
             }
             Self::Prompt => {
                 let wrong = if again { "Wrong passphrase. " } else { "" };
-                ask(what, &format!("{wrong}Passphrase of {}: ", what.display()))
+                let shown = what.display();
+                ask(
+                    &format!("passphrase of {shown}"),
+                    &format!("{wrong}Passphrase of {shown}: "),
+                )
             }
         }
     }
@@ -206,12 +234,11 @@ fn first_line(mut from: impl Read, named: &str) -> Result<Passphrase, KeyError> 
     passphrase(line, named)
 }
 
-/// Asks on the terminal for the passphrase of `what`.
-fn ask(what: &Path, question: &str) -> Result<Passphrase, KeyError> {
+/// Asks on the terminal for a secret, such as `passphrase of key.pem`.
+fn ask(secret: &str, question: &str) -> Result<Passphrase, KeyError> {
     if !io::stdin().is_terminal() {
         return Err(unavailable(format!(
-            "there is no terminal to ask for the passphrase of {}",
-            what.display()
+            "there is no terminal to ask for the {secret}"
         )));
     }
     let line = terminal::ask_secret(question, MAX_PASSPHRASE_BYTES);

@@ -22,4 +22,6 @@ pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod syslog;
 pub(crate) mod terminal;
+#[cfg(feature = "pkcs11")]
+pub(crate) mod token_info;
 pub(crate) mod wipe;

@@ -19,9 +19,10 @@ Options (-o):
   ro, rw                     write nothing; the default is rw
   allow_other, noallow_other
                              for other users too; the default for root's mounts
-  customer_key=URI           the customer key, such as file:/etc/keys/k.pem
+  customer_key=URI           the customer key, such as file:/etc/keys/k.pem, or
+                             pkcs11:token=NAME;object=LABEL
   platform_keystore=DIR      the platform keystore
-  passphrase_file=FILE       first line: the passphrase of the customer key
+  passphrase_file=FILE       first line: the passphrase of the customer key, or its token's PIN
   passphrase_fd=N            first line of that open descriptor: the same passphrase
   fingerprint=HEX            refuse the volume unless it has this fingerprint
   commit=SECONDS             longest time before a change is on disk without fsync

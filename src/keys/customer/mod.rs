@@ -19,6 +19,7 @@ use crate::sys::wipe::with_secrets;
 
 pub mod file;
 mod pem;
+mod pkcs11;
 pub mod recovery;
 mod wrapping_key;
 
@@ -104,6 +105,7 @@ pub fn open(
             let key = recovery::RecoveryKey::open(uri, passphrase)?;
             Ok(Box::new(key) as _)
         }
+        Scheme::Pkcs11(name) => pkcs11::open(uri, name, passphrase),
     })
 }
 

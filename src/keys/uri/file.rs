@@ -38,7 +38,7 @@ pub(super) fn write(path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// Writes a path with percent-encoding where it is needed.
-pub(super) fn write_path(path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(super) fn write_path(path: &Path, f: &mut impl Write) -> fmt::Result {
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         for character in chunk.valid().chars() {
             if character.is_control() || "%?#,\"\\".contains(character) {
@@ -76,7 +76,8 @@ pub(super) fn absolute(path: &Path, directory: Option<&Path>) -> Result<PathBuf,
         .collect())
 }
 
-fn percent_decode(text: &str) -> Option<Vec<u8>> {
+/// The bytes that a text with percent-encoding stands for; `None` if it is malformed.
+pub(super) fn percent_decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

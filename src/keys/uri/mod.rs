@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! file:/absolute/path/key.pem      also file:///absolute/path/key.pem
+//! pkcs11:token=NAME;object=LABEL   a key on a token
 //! ```
 //!
-//! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`). A relative path is accepted too if the
-//! working directory is known ([`KeyUri::parse_at`]). It is made absolute there, once, so that the
-//! stored URI means the same wherever the next command runs.
+//! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`), RFC 7512 (`pkcs11`). A relative path is
+//! accepted too if the working directory is known ([`KeyUri::parse_at`]). It is made absolute
+//! there, once, so that the stored URI means the same wherever the next command runs.
 //!
-//! Invariants: a `KeyUri` contains no secret: no query, no user and no PIN. Its text has no control
-//! characters, so it can be printed and logged. Errors show nothing of a refused URI but its
-//! scheme: the rest may be a secret. Two spellings of the same path are equal.
+//! Invariants: a `KeyUri` contains no secret: no user, no password and no PIN. Its text has no
+//! control characters, so it can be printed and logged. Errors show nothing of a refused URI but
+//! its scheme: the rest may be a secret. Two spellings of the same key are equal.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,17 @@ use std::str::FromStr;
 use super::error::{ErrorKind, KeyError};
 
 mod file;
+mod pkcs11;
+
+#[cfg(feature = "pkcs11")]
+pub(crate) use pkcs11::ModuleRef;
+pub(crate) use pkcs11::TokenUri;
 
 /// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;
 
-const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem";
+const SUPPORTED: &str =
+    "a customer key is named as file:/path/to/key.pem, or pkcs11:token=NAME;object=LABEL";
 
 /// Names a customer key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -36,6 +43,8 @@ pub(crate) enum Scheme {
     File(PathBuf),
     /// A recovery code, which is asked for.
     Recovery,
+    /// A key on a PKCS#11 token.
+    Pkcs11(TokenUri),
 }
 
 impl KeyUri {
@@ -87,6 +96,7 @@ impl KeyUri {
         match scheme.to_ascii_lowercase().as_str() {
             "recovery" if rest.is_empty() => Ok(Self::recovery()),
             "file" => Ok(Self(Scheme::File(file::parse(rest, directory)?))),
+            "pkcs11" => Ok(Self(Scheme::Pkcs11(pkcs11::parse(rest, directory)?))),
             _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
             ))),
@@ -107,6 +117,7 @@ impl fmt::Display for KeyUri {
         match &self.0 {
             Scheme::File(path) => file::write(path, f),
             Scheme::Recovery => f.write_str("recovery:"),
+            Scheme::Pkcs11(uri) => pkcs11::write(uri, f),
         }
     }
 }
