@@ -96,10 +96,7 @@ pub fn open(
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
     with_secrets(|| match uri.scheme() {
-        Scheme::File(path) => {
-            let key = file::FileKey::open(uri, path, passphrase)?;
-            Ok(Box::new(key) as _)
-        }
+        Scheme::File(path) => file::open_key(uri, path, passphrase),
         Scheme::Recovery => {
             let key = recovery::RecoveryKey::open(uri, passphrase)?;
             Ok(Box::new(key) as _)

@@ -1,0 +1,6 @@
+//! Customer keys wherever they are kept: files of versions, programs, servers.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod files;
+mod keys;
