@@ -17,6 +17,7 @@ use super::passphrase::PassphraseSource;
 use super::uri::{KeyUri, Scheme};
 use crate::sys::wipe::with_secrets;
 
+mod exec;
 pub mod file;
 mod pem;
 pub mod recovery;
@@ -101,6 +102,7 @@ pub fn open(
             let key = recovery::RecoveryKey::open(uri, passphrase)?;
             Ok(Box::new(key) as _)
         }
+        Scheme::Exec(program) => Ok(Box::new(exec::ExecKey::open(uri, program)?) as _),
     })
 }
 
@@ -121,4 +123,13 @@ pub(crate) fn does_not_decrypt(uri: &KeyUri) -> KeyError {
         super::error::ErrorKind::Tampered,
         format!("{uri} does not open what was wrapped to it"),
     )
+}
+
+/// Text of another program for an error: the first part of it, without control characters.
+fn printable(text: &str) -> String {
+    const MAX_CHARS: usize = 300;
+    let shown = text.trim().chars().take(MAX_CHARS);
+    shown
+        .map(|it| if it.is_control() { ' ' } else { it })
+        .collect()
 }

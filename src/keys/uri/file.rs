@@ -25,10 +25,15 @@ pub(super) fn parse(rest: &str, directory: Option<&Path>) -> Result<PathBuf, Key
     };
     let bytes = percent_decode(path)
         .ok_or_else(|| usage("% in the URI must be followed by two hexadecimal digits"))?;
+    absolute(&path_of(&bytes)?, directory)
+}
+
+/// The path that decoded bytes stand for.
+pub(super) fn path_of(bytes: &[u8]) -> Result<PathBuf, KeyError> {
     if bytes.is_empty() || bytes.contains(&0) {
         return Err(usage("the URI has no usable path"));
     }
-    absolute(Path::new(OsStr::from_bytes(&bytes)), directory)
+    Ok(PathBuf::from(OsStr::from_bytes(bytes)))
 }
 
 /// Writes the URI of a path.
@@ -76,7 +81,8 @@ pub(super) fn absolute(path: &Path, directory: Option<&Path>) -> Result<PathBuf,
         .collect())
 }
 
-fn percent_decode(text: &str) -> Option<Vec<u8>> {
+/// Decodes percent-encoding; `None` if it is malformed.
+pub(super) fn percent_decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! file:/absolute/path/key.pem      also file:///absolute/path/key.pem
+//! file:/absolute/path/key          with files key.v1.pem, key.v2.pem ...
+//! exec:/absolute/path/program?key=NAME
 //! ```
 //!
 //! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`). A relative path is accepted too if the
 //! working directory is known ([`KeyUri::parse_at`]). It is made absolute there, once, so that the
 //! stored URI means the same wherever the next command runs.
 //!
-//! Invariants: a `KeyUri` contains no secret: no query, no user and no PIN. Its text has no control
+//! Invariants: a `KeyUri` contains no secret: no user, no PIN and no token. Its text has no control
 //! characters, so it can be printed and logged. Errors show nothing of a refused URI but its
 //! scheme: the rest may be a secret. Two spellings of the same path are equal.
 
@@ -18,12 +20,17 @@ use std::str::FromStr;
 
 use super::error::{ErrorKind, KeyError};
 
+mod exec;
 mod file;
+mod query;
+
+pub(crate) use exec::ProgramKey;
 
 /// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;
 
-const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem";
+const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem, \
+                         exec:/path/to/program?key=NAME";
 
 /// Names a customer key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -36,6 +43,8 @@ pub(crate) enum Scheme {
     File(PathBuf),
     /// A recovery code, which is asked for.
     Recovery,
+    /// A program that speaks the protocol of docs/KEYS.md.
+    Exec(ProgramKey),
 }
 
 impl KeyUri {
@@ -87,6 +96,7 @@ impl KeyUri {
         match scheme.to_ascii_lowercase().as_str() {
             "recovery" if rest.is_empty() => Ok(Self::recovery()),
             "file" => Ok(Self(Scheme::File(file::parse(rest, directory)?))),
+            "exec" => Ok(Self(Scheme::Exec(exec::parse(rest)?))),
             _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
             ))),
@@ -107,6 +117,7 @@ impl fmt::Display for KeyUri {
         match &self.0 {
             Scheme::File(path) => file::write(path, f),
             Scheme::Recovery => f.write_str("recovery:"),
+            Scheme::Exec(key) => exec::write(key, f),
         }
     }
 }
@@ -152,6 +163,21 @@ mod tests {
     }
 
     #[test]
+    fn programs_have_a_key_and_a_version() {
+        let uri = KeyUri::parse("EXEC:/opt//a/./key%20tool?version=v%31&key=a%2cb%26c/d");
+        let uri = uri.expect("program");
+        let text = "exec:/opt/a/key tool?key=a%2cb%26c/d&version=v1";
+        assert_eq!(uri.to_string(), text);
+        assert_eq!(KeyUri::parse(text).expect("the same"), uri);
+        let Scheme::Exec(program) = uri.scheme() else {
+            panic!("another scheme");
+        };
+        assert_eq!(program.key.as_deref(), Some("a,b&c/d"));
+        let plain = KeyUri::parse("exec:/opt/key").expect("plain");
+        assert_eq!(plain.to_string(), "exec:/opt/key");
+    }
+
+    #[test]
     fn other_uris_are_refused_and_the_hint_names_the_supported_scheme() {
         for text in [
             "",
@@ -159,7 +185,17 @@ mod tests {
             "/etc/key.pem",
             "file:",
             "file:key.pem",
-            "exec:/bin/sh",
+            "exec:bin/sh",
+            "exec:",
+            "exec:/",
+            "exec:///bin/sh",
+            "exec:/bin/sh?",
+            "exec:/bin/sh?arg=-c",
+            "exec:/bin/sh?key=a&key=b",
+            "exec:/bin/sh?key=",
+            "exec:/bin/sh?key=%0a",
+            "exec:/bin/sh?key=%zz",
+            "exec:/bin/sh#key",
             "pkcs11:token=a?pin-value=1",
             "https://vault/key",
             "file://host/etc/key",
