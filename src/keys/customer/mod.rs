@@ -14,11 +14,13 @@ use zeroize::Zeroizing;
 
 use super::error::KeyError;
 use super::passphrase::PassphraseSource;
-use super::uri::{KeyUri, Scheme};
+use super::uri::{KeyUri, OpenBaoKey, Scheme};
 use crate::sys::wipe::with_secrets;
 
 mod exec;
 pub mod file;
+#[cfg(feature = "openbao")]
+mod openbao;
 mod pem;
 pub mod recovery;
 mod wrapping_key;
@@ -102,8 +104,23 @@ pub fn open(
             let key = recovery::RecoveryKey::open(uri, passphrase)?;
             Ok(Box::new(key) as _)
         }
+        Scheme::OpenBao(key) => open_openbao(uri, key),
         Scheme::Exec(program) => Ok(Box::new(exec::ExecKey::open(uri, program)?) as _),
     })
+}
+
+#[cfg(feature = "openbao")]
+fn open_openbao(uri: &KeyUri, key: &OpenBaoKey) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    Ok(Box::new(openbao::TransitKey::open(uri, key)?))
+}
+
+#[cfg(not(feature = "openbao"))]
+fn open_openbao(uri: &KeyUri, _: &OpenBaoKey) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    Err(KeyError::new(
+        super::error::ErrorKind::Usage,
+        format!("{uri}: this bilayer was built without the feature openbao"),
+    )
+    .with_hint("build it with: cargo build --features openbao"))
 }
 
 /// The error for a version of which a provider has no private half.

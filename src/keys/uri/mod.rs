@@ -4,6 +4,7 @@
 //! file:/absolute/path/key.pem      also file:///absolute/path/key.pem
 //! file:/absolute/path/key          with files key.v1.pem, key.v2.pem ...
 //! exec:/absolute/path/program?key=NAME
+//! openbao:https://HOST:PORT/MOUNT/KEY
 //! ```
 //!
 //! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`). A relative path is accepted too if the
@@ -22,15 +23,17 @@ use super::error::{ErrorKind, KeyError};
 
 mod exec;
 mod file;
+mod openbao;
 mod query;
 
 pub(crate) use exec::ProgramKey;
+pub(crate) use openbao::{Login, OpenBaoKey};
 
 /// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;
 
 const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem, \
-                         exec:/path/to/program?key=NAME";
+                         exec:/path/to/program?key=NAME, or openbao:https://HOST/MOUNT/KEY";
 
 /// Names a customer key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -45,6 +48,8 @@ pub(crate) enum Scheme {
     Recovery,
     /// A program that speaks the protocol of docs/KEYS.md.
     Exec(ProgramKey),
+    /// A key of a transit engine of OpenBao or Vault.
+    OpenBao(Box<OpenBaoKey>),
 }
 
 impl KeyUri {
@@ -97,6 +102,10 @@ impl KeyUri {
             "recovery" if rest.is_empty() => Ok(Self::recovery()),
             "file" => Ok(Self(Scheme::File(file::parse(rest, directory)?))),
             "exec" => Ok(Self(Scheme::Exec(exec::parse(rest)?))),
+            "openbao" | "vault" => {
+                let key = openbao::parse(rest, directory)?;
+                Ok(Self(Scheme::OpenBao(Box::new(key))))
+            }
             _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
             ))),
@@ -118,6 +127,7 @@ impl fmt::Display for KeyUri {
             Scheme::File(path) => file::write(path, f),
             Scheme::Recovery => f.write_str("recovery:"),
             Scheme::Exec(key) => exec::write(key, f),
+            Scheme::OpenBao(key) => openbao::write(key, f),
         }
     }
 }
