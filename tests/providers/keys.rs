@@ -12,10 +12,10 @@ use bilayer::keys::{
 };
 
 /// What is wrapped.
-pub const PLAIN: [u8; 93] = [0xA5; 93];
+pub(crate) const PLAIN: [u8; 93] = [0xA5; 93];
 
 /// Private keys, as PEM. Making one takes long.
-pub static KEYS: LazyLock<[String; 3]> = LazyLock::new(|| {
+pub(crate) static KEYS: LazyLock<[String; 3]> = LazyLock::new(|| {
     let directory = tempfile::tempdir().unwrap();
     [0, 1, 2].map(|number| {
         let path = directory.path().join(number.to_string());
@@ -25,7 +25,7 @@ pub static KEYS: LazyLock<[String; 3]> = LazyLock::new(|| {
 });
 
 /// An encrypted private key and its public half, as PEM.
-pub fn encrypted_key(passphrase: &str) -> (String, String) {
+pub(crate) fn encrypted_key(passphrase: &str) -> (String, String) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key");
     let passphrase = Passphrase::from_bytes(passphrase.as_bytes()).unwrap();
@@ -34,7 +34,7 @@ pub fn encrypted_key(passphrase: &str) -> (String, String) {
 }
 
 /// A public key as PEM.
-pub fn public_pem(spki: &[u8]) -> String {
+pub(crate) fn public_pem(spki: &[u8]) -> String {
     use base64ct::{Base64, Encoding};
     let text = Base64::encode_string(spki);
     let lines: Vec<&str> = text
@@ -47,23 +47,23 @@ pub fn public_pem(spki: &[u8]) -> String {
 }
 
 /// Writes a file with a mode.
-pub fn write(path: &Path, text: &str, mode: u32) {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) {
     fs::write(path, text).unwrap();
     set_mode(path, mode);
 }
 
-pub fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Opens a key that needs no passphrase.
-pub fn open(uri: &str) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+pub(crate) fn open(uri: &str) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
     customer::open(&KeyUri::parse(uri)?, &PassphraseSource::None)
 }
 
 /// What is wrapped to the current version comes back.
 #[track_caller]
-pub fn round_trip(key: &dyn CustomerKeyProvider) -> KeyVersion {
+pub(crate) fn round_trip(key: &dyn CustomerKeyProvider) -> KeyVersion {
     let version = key.current().unwrap();
     let ciphertext = version.key.wrap(&PLAIN).unwrap();
     assert_eq!(key.unwrap(&version, &ciphertext).unwrap()[..], PLAIN);
@@ -72,14 +72,14 @@ pub fn round_trip(key: &dyn CustomerKeyProvider) -> KeyVersion {
 
 /// The error of unwrapping something that was wrapped to this version.
 #[track_caller]
-pub fn unwrap_error(key: &dyn CustomerKeyProvider, version: &KeyVersion) -> KeyError {
+pub(crate) fn unwrap_error(key: &dyn CustomerKeyProvider, version: &KeyVersion) -> KeyError {
     let ciphertext = version.key.wrap(&PLAIN).unwrap();
     key.unwrap(version, &ciphertext).expect_err("refused")
 }
 
 /// Checks the kind of an error, and that it names something and says what to do.
 #[track_caller]
-pub fn assert_error(error: &KeyError, kind: ErrorKind, part: &str) {
+pub(crate) fn assert_error(error: &KeyError, kind: ErrorKind, part: &str) {
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().contains(part), "{error} / {part}");
     assert!(error.hint().is_some_and(|hint| !hint.is_empty()));

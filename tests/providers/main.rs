@@ -4,4 +4,8 @@
 
 mod files;
 mod keys;
+#[cfg(feature = "openbao")]
+mod openbao;
 mod programs;
+#[cfg(feature = "openbao")]
+mod server;

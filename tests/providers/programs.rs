@@ -9,10 +9,10 @@ use tempfile::TempDir;
 use crate::keys::{KEYS, assert_error, open, round_trip, set_mode, unwrap_error, write};
 
 /// The example program, with a directory of keys of its own.
-pub struct Example(TempDir);
+pub(crate) struct Example(TempDir);
 
 impl Example {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let this = Self(tempfile::tempdir().unwrap());
         let text = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/openssl-key");
         let text = fs::read_to_string(text).unwrap();
@@ -43,11 +43,11 @@ impl Example {
         self.0.path().join(name)
     }
 
-    pub fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         format!("exec:{}?key=accounts", self.path("program").display())
     }
 
-    pub fn add(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn add(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path("accounts").join(name);
         write(&path, text, 0o600);
         path

@@ -189,16 +189,15 @@ fn log_in(
     let errors = Errors::of(&answer);
     match answer.status {
         200 => {}
-        // The role or its secret is wrong or has ended, or it may not log in from here.
-        400 | 403 => {
-            let message = format!("the server refuses the role or its secret id: {errors}");
-            return Err(KeyError::new(ErrorKind::KeyForbidden, message)
-                .with_hint("write a new secret id to the file that the URI names"));
-        }
-        404 => {
-            let message = format!("the server has no login at {path}: {errors}");
-            return Err(KeyError::new(ErrorKind::KeyUnavailable, message)
-                .with_hint("name the place of AppRole: approle-mount=NAME in the URI"));
+        // The role or its secret is wrong or has ended, it may not log in from here, or (403 or
+        // 404) there is no such login.
+        400 | 403 | 404 => {
+            let message =
+                format!("the server refuses the role or its secret id at {path}: {errors}");
+            return Err(KeyError::new(ErrorKind::KeyForbidden, message).with_hint(
+                "write a new secret id to the file that the URI names; if AppRole is mounted \
+                 elsewhere, name the place: approle-mount=NAME",
+            ));
         }
         status => return Err(answers::not_now(status, &errors)),
     }
