@@ -57,7 +57,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Make a volume: a directory that holds one encrypted filesystem
     #[command(
-        after_help = "Example:\n  bilayer create /srv/vault --customer-key file:/media/key.pem"
+        after_help = "Examples:\n  bilayer create /srv/vault --customer-key file:/media/key.pem\n  \
+        bilayer create /srv/vault --customer-key openbao:https://bao.example:8200/transit/vault"
     )]
     Create(CreateArgs),
     /// Mount a volume

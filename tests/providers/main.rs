@@ -4,6 +4,7 @@
 
 mod files;
 mod keys;
+mod mounted;
 #[cfg(feature = "openbao")]
 mod openbao;
 mod programs;

@@ -18,8 +18,8 @@ use ureq::unversioned::resolver::DefaultResolver;
 use zeroize::Zeroizing;
 
 use super::files;
-use super::login::Token;
 use super::socket::SocketConnector;
+use super::token::Token;
 use crate::keys::customer::printable;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::uri::OpenBaoKey;

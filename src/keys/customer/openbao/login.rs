@@ -4,7 +4,6 @@
 //! asked for. So after a 403 the token is looked up: if the server does not know it any more, a
 //! role logs in again, and the request is repeated once.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,24 +15,10 @@ use zeroize::Zeroizing;
 use super::answers::{self, Errors};
 use super::client::{Answer, Session};
 use super::files;
+use super::token::Token;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::uri::{Login, OpenBaoKey};
 use crate::sys::identity::{effective_user, home_of};
-
-/// A token of the server.
-pub(super) struct Token(Zeroizing<String>);
-
-impl Token {
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(secret)")
-    }
-}
 
 /// How to get a token, and the one that a role has got.
 #[derive(Debug)]
@@ -151,7 +136,7 @@ impl Credentials {
             Source::Agent => Ok((None, false)),
             // Read every time: whoever renews it replaces the file.
             Source::File(path) => {
-                let token = Token(files::read_secret(path)?);
+                let token = Token::new(files::read_secret(path)?);
                 Ok((Some(Arc::new(token)), false))
             }
             Source::Role {
@@ -204,7 +189,7 @@ fn log_in(
     let LoggedIn { auth } =
         serde_json::from_slice(&answer.body).map_err(|_| answers::unexpected("the login"))?;
     let end = (auth.lease_duration > 0).then(|| start + Duration::from_secs(auth.lease_duration));
-    let token = Arc::new(Token(Zeroizing::new(auth.client_token)));
+    let token = Arc::new(Token::new(Zeroizing::new(auth.client_token)));
     Ok(Lease { token, end })
 }
 

@@ -10,6 +10,7 @@ mod client;
 mod files;
 mod login;
 mod socket;
+mod token;
 
 use std::fmt;
 
