@@ -10,8 +10,8 @@ use crate::keys::{KEYS, write};
 use crate::programs::Example;
 
 const LIMIT: Duration = Duration::from_secs(240);
-/// Exit code of a key that is not available.
-const KEY_UNAVAILABLE: i32 = 4;
+/// Exit code of a mount that failed.
+const MOUNT_FAILED: i32 = 32;
 
 /// Creates a volume under this key, and reads back after another mount what was written.
 #[track_caller]
@@ -37,7 +37,7 @@ fn read_back(place: &Place) {
 fn refused(place: &Place, message: &str, hint: &str) -> Outcome {
     place.dir("mnt");
     let outcome = run(&mut place.bilayer(["mount", "vol", "mnt"]));
-    assert_eq!(outcome.code, KEY_UNAVAILABLE, "{}", outcome.stderr);
+    assert_eq!(outcome.code, MOUNT_FAILED, "{}", outcome.stderr);
     for part in [message, hint] {
         assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
     }
@@ -77,7 +77,7 @@ fn a_key_file_with_versions() {
     fs::remove_file(at("volume.v2.pem")).unwrap();
     place.dir("mnt");
     let outcome = run(&mut place.bilayer(["mount", "vol", "mnt"]));
-    assert_eq!(outcome.code, KEY_UNAVAILABLE, "{}", outcome.stderr);
+    assert_eq!(outcome.code, MOUNT_FAILED, "{}", outcome.stderr);
 }
 
 #[test]
