@@ -350,7 +350,7 @@ mod tests {
         rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
         let text = "cat; pwd; env | grep -v '^\\(PATH\\|PWD\\|_\\|SHLVL\\|OLDPWD\\)='; \
                     ls /proc/$$/fd | tr '\\n' ' '; echo \"$# args\"; \
-                    grep SigBlk /proc/$$/status; echo much to say >&2; exit 7";
+                    grep SigBlk /proc/self/status; echo much to say >&2; exit 7";
         let output = std::thread::scope(|scope| {
             let blocked = scope.spawn(|| {
                 let _signals = crate::sys::process::EndSignals::block().unwrap();

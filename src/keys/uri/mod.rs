@@ -27,7 +27,9 @@ mod openbao;
 mod query;
 
 pub(crate) use exec::ProgramKey;
-pub(crate) use openbao::{Login, OpenBaoKey};
+#[cfg(feature = "openbao")]
+pub(crate) use openbao::Login;
+pub(crate) use openbao::OpenBaoKey;
 
 /// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;

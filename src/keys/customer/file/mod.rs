@@ -1,6 +1,6 @@
 //! `file:` keys: an RSA key in a PEM file.
 //!
-//! A key with versions is several files ([`versions`]); all else here is about one file.
+//! A key with versions is several files (`versions`); all else here is about one file.
 //!
 //! The public half is enough to create a volume; opening it needs the private half. The `rsa` crate
 //! handles PEM, generation and wrapping. AWS-LC handles private-key operations, because those of
