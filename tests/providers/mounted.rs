@@ -1,6 +1,7 @@
 //! Volumes through the real program, with a key of each provider.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,6 +43,36 @@ fn refused(place: &Place, message: &str, hint: &str) -> Outcome {
         assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
     }
     outcome
+}
+
+/// How often these bytes are in the memory of a process.
+fn count_in_memory(pid: i32, text: &str) -> usize {
+    let mappings = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut count = 0;
+    for line in mappings.lines().filter(|line| line.contains(" rw")) {
+        let (start, rest) = line.split_once('-').unwrap();
+        let end = rest.split(' ').next().unwrap();
+        let [start, end] = [start, end].map(|it| u64::from_str_radix(it, 16).unwrap());
+        let mut bytes = vec![0; (end - start) as usize];
+        if memory.read_exact_at(&mut bytes, start).is_ok() {
+            let mut parts = bytes.windows(text.len());
+            count += parts
+                .by_ref()
+                .filter(|part| *part == text.as_bytes())
+                .count();
+        }
+    }
+    count
+}
+
+/// The daemon keeps nothing of what the holder of the key was sent and has answered.
+#[track_caller]
+fn assert_forgotten(pid: i32, kept: &str, secrets: &[&str]) {
+    assert!(count_in_memory(pid, kept) > 0, "memory was not searched");
+    for secret in secrets {
+        assert_eq!(count_in_memory(pid, secret), 0, "{secret} is in memory");
+    }
 }
 
 #[test]
@@ -88,6 +119,10 @@ fn a_key_behind_a_program() {
     let example = Example::new();
     example.add("1.pem", &KEYS[0]);
     create_write_and_read(&place, &example.uri());
+    let mounted = place.mount("vol", "mnt", "");
+    // As the example writes its answer.
+    assert_forgotten(mounted.pid, "key=accounts", &["\"plaintext\": \""]);
+    mounted.unmount();
     let marker = example.add("1.disabled", "");
     refused(&place, "version 1", "is disabled");
     fs::remove_file(marker).unwrap();
@@ -123,6 +158,11 @@ fn a_key_in_openbao() {
     let outcome = run(mount.env("BILAYER_LOG", "trace")).done();
     let mounted = place.mounted(&place.path("mnt"));
     let text = fs::read_to_string(&log).unwrap() + &outcome.stdout + &outcome.stderr;
+    assert_forgotten(
+        mounted.pid,
+        "/transit/k",
+        &[token.trim(), "\"plaintext\":\""],
+    );
     mounted.unmount();
     assert!(text.contains("ureq"), "nothing was logged: {text}");
     // There its rows of 16 bytes would be.
