@@ -32,6 +32,9 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// What the certificates in a file may have together, in bytes.
 const MAX_CA_BYTES: usize = 1 << 20;
 
+// At the lowest level ureq logs everything that it sends and receives.
+const _: () = assert!((log::STATIC_MAX_LEVEL as usize) < (log::LevelFilter::Trace as usize));
+
 /// Where a server is, and which certificates it may have.
 #[derive(Debug)]
 pub(super) struct Server {
