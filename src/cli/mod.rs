@@ -59,7 +59,8 @@ enum Command {
     /// Make a volume: a directory that holds one encrypted filesystem
     #[command(
         after_help = "Examples:\n  bilayer create /srv/vault --customer-key file:/media/key.pem\n  \
-        bilayer create /srv/vault --customer-key 'pkcs11:token=NAME;object=LABEL'"
+        bilayer create /srv/vault --customer-key 'pkcs11:token=NAME;object=LABEL'\n  \
+        bilayer create /srv/vault --customer-key openbao:https://bao.example:8200/transit/vault"
     )]
     Create(CreateArgs),
     /// Mount a volume

@@ -20,6 +20,7 @@ pub(crate) mod mounts;
 pub(crate) mod owned;
 pub(crate) mod probe;
 pub(crate) mod process;
+pub(crate) mod program;
 pub(crate) mod syslog;
 pub(crate) mod terminal;
 #[cfg(feature = "pkcs11")]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -23,6 +23,49 @@ pub(crate) fn is_controlled_by_us(path: &Path) -> bool {
     Parent::of(path).is_ok_and(|parent| parent.is_controlled_by_us)
 }
 
+/// A part of a path that users other than root and this one can change or replace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Exposed {
+    /// A directory on the path, or what the path leads to.
+    pub(crate) path: PathBuf,
+    /// `belongs to user 1000`.
+    pub(crate) why: String,
+}
+
+/// The first part of a path that others can change or replace: a directory that leads to it, or the
+/// file or directory itself. `None` if only root and this user decide what is there.
+///
+/// # Errors
+/// When the path leads nowhere, or cannot be looked up.
+pub(crate) fn find_exposed(path: &Path) -> io::Result<Option<Exposed>> {
+    let mut parent = Parent::of(path)?;
+    for _ in 0..LINKS_MAX {
+        if parent.exposed.is_some() {
+            return Ok(parent.exposed);
+        }
+        let flags = LOOK_UP | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&parent.dir, &parent.name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        // Every link has the mode 777.
+        if !is_link || !is_trusted(stat.st_uid) {
+            let path = parent.path.join(&parent.name);
+            return Ok(exposed_by(&stat).map(|why| Exposed { path, why }));
+        }
+        parent = parent.of_target()?;
+    }
+    Err(Errno::LOOP.into())
+}
+
+/// How others can change a file or directory.
+fn exposed_by(stat: &Stat) -> Option<String> {
+    if !is_trusted(stat.st_uid) {
+        return Some(format!("belongs to user {}", stat.st_uid));
+    }
+    let mode = stat.st_mode & 0o7777;
+    (mode & 0o022 != 0).then(|| format!("is writable for other users (mode {mode:04o})"))
+}
+
 fn is_trusted(user: u32) -> bool {
     user == 0 || user == effective_user()
 }
@@ -36,25 +79,34 @@ fn refused(why: impl Into<String>) -> io::Error {
 struct Parent {
     dir: OwnedFd,
     name: OsString,
-    /// Only root and this user decide what the path leads to.
+    /// The path of the directory, without links.
+    path: PathBuf,
+    /// The first directory of the path in which others can replace entries of root and this user.
+    exposed: Option<Exposed>,
+    /// Only root and this user decide what the path leads to, even if nothing is there yet.
     is_controlled_by_us: bool,
 }
 
 impl Parent {
     fn of(path: &Path) -> io::Result<Self> {
         let root = rustix::fs::openat(CWD, "/", LOOK_UP | OFlags::DIRECTORY, Mode::empty())?;
-        Self::walk(root, true, &std::path::absolute(path)?)
+        Self::walk(root, PathBuf::from("/"), None, &std::path::absolute(path)?)
     }
 
     /// The parent of the target of the name, which is a symbolic link.
     fn of_target(self) -> io::Result<Self> {
         let target = rustix::fs::readlinkat(&self.dir, &self.name, Vec::new())?;
         let target = OsString::from_vec(target.into_bytes());
-        Self::walk(self.dir, self.is_controlled_by_us, Path::new(&target))
+        Self::walk(self.dir, self.path, self.exposed, Path::new(&target))
     }
 
     /// Follows a path name by name, because each directory on it determines where the path leads.
-    fn walk(mut dir: OwnedFd, mut is_controlled_by_us: bool, path: &Path) -> io::Result<Self> {
+    fn walk(
+        mut dir: OwnedFd,
+        mut at: PathBuf,
+        mut exposed: Option<Exposed>,
+        path: &Path,
+    ) -> io::Result<Self> {
         let Some(name) = path.file_name() else {
             return Err(io::ErrorKind::IsADirectory.into());
         };
@@ -62,9 +114,17 @@ impl Parent {
         push_steps(&mut steps, path.parent().unwrap_or(Path::new("")));
         let mut links = 0;
         while let Some(step) = steps.pop() {
-            is_controlled_by_us &= is_trusted_directory(&rustix::fs::fstat(&dir)?);
+            let stat = rustix::fs::fstat(&dir)?;
+            exposed = exposed.or_else(|| exposed_directory(&at, &stat));
             match enter(&dir, &step)? {
-                Step::Directory(next) => dir = next,
+                Step::Directory(next) => {
+                    dir = next;
+                    // The path has no links, so its end is what `..` removes.
+                    match step == ".." {
+                        true => drop(at.pop()),
+                        false => at.push(&step),
+                    }
+                }
                 Step::Link(target) => {
                     links += 1;
                     if links > LINKS_MAX {
@@ -75,11 +135,14 @@ impl Parent {
             }
         }
         let parent = rustix::fs::fstat(&dir)?;
-        is_controlled_by_us &= is_trusted(parent.st_uid) && parent.st_mode & 0o022 == 0;
+        let exposed = exposed.or_else(|| exposed_directory(&at, &parent));
+        let is_controlled_by_us = exposed.is_none() && parent.st_mode & 0o022 == 0;
         let name = name.to_owned();
         Ok(Self {
             dir,
             name,
+            path: at,
+            exposed,
             is_controlled_by_us,
         })
     }
@@ -89,6 +152,14 @@ impl Parent {
         let file = rustix::fs::openat(&self.dir, &self.name, flags, Mode::from_raw_mode(0o600))?;
         Ok(File::from(file))
     }
+}
+
+fn exposed_directory(path: &Path, stat: &Stat) -> Option<Exposed> {
+    if is_trusted_directory(stat) {
+        return None;
+    }
+    let path = path.to_owned();
+    exposed_by(stat).map(|why| Exposed { path, why })
 }
 
 enum Step {
@@ -366,6 +437,43 @@ mod tests {
             chown(dir.path().join("outer"), Some(4711), None).unwrap();
             assert!(!is_controlled_by_us(&file));
         }
+    }
+
+    #[test]
+    fn what_others_can_change_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let inner = root.join("outer/inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        let file = inner.join("file");
+        std::fs::write(&file, "").unwrap();
+        share(&file, 0o755);
+        symlink("outer/inner/../inner/file", root.join("link")).unwrap();
+        let exposed = || {
+            let found = ["outer/inner/file", "link"].map(|name| find_exposed(&root.join(name)));
+            let [direct, by_link] = found.map(Result::unwrap);
+            assert_eq!(direct, by_link);
+            direct.map(|exposed| (exposed.path, exposed.why))
+        };
+        assert_eq!(exposed(), None);
+        assert_eq!(find_exposed(&inner).unwrap(), None);
+        for (path, mode) in [
+            (&file, 0o775),
+            (&inner, 0o777),
+            (&root.join("outer"), 0o720),
+        ] {
+            share(path, mode);
+            let why = format!("is writable for other users (mode {mode:04o})");
+            assert_eq!(exposed(), Some((path.clone(), why)));
+            share(path, 0o755);
+        }
+        if effective_user() == 0 {
+            chown(&file, Some(4711), None).unwrap();
+            assert_eq!(exposed(), Some((file, "belongs to user 4711".to_owned())));
+        }
+        assert!(find_exposed(&root.join("missing")).is_err());
+        symlink("loop", root.join("loop")).unwrap();
+        assert!(find_exposed(&root.join("loop")).is_err());
     }
 
     /// Another user repeatedly exchanges their directory and a link to one of ours.

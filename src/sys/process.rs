@@ -11,7 +11,7 @@ use std::time::Duration;
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 /// Turns a `-1` result into the error that it stands for.
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 {
         Err(io::Error::last_os_error())
     } else {
@@ -475,6 +475,12 @@ impl WatchedProcess {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl AsRawFd for WatchedProcess {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

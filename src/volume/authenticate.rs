@@ -1,7 +1,5 @@
 //! Authenticates a superblock: the steps that opening a volume and rescuing one have in common.
 
-use std::io;
-
 use super::error::VolumeError;
 use super::expected::RememberedHere;
 use super::header::{HeaderContents, KeyMode, UnverifiedHeader, VerifiedHeader};
@@ -133,8 +131,7 @@ fn open_remembered(
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, VolumeError> {
     if let Scheme::File(path) = uri.scheme()
-        && let Err(error) = path.symlink_metadata()
-        && error.kind() == io::ErrorKind::NotFound
+        && customer::file::is_missing(uri, path)
     {
         return Err(VolumeError::RememberedKeyGone {
             path: path.to_owned(),

@@ -14,10 +14,13 @@ use zeroize::Zeroizing;
 
 use super::error::KeyError;
 use super::passphrase::PassphraseSource;
-use super::uri::{KeyUri, Scheme};
+use super::uri::{KeyUri, OpenBaoKey, Scheme};
 use crate::sys::wipe::with_secrets;
 
+mod exec;
 pub mod file;
+#[cfg(feature = "openbao")]
+mod openbao;
 mod pem;
 mod pkcs11;
 pub mod recovery;
@@ -97,16 +100,29 @@ pub fn open(
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
     with_secrets(|| match uri.scheme() {
-        Scheme::File(path) => {
-            let key = file::FileKey::open(uri, path, passphrase)?;
-            Ok(Box::new(key) as _)
-        }
+        Scheme::File(path) => file::open_key(uri, path, passphrase),
         Scheme::Recovery => {
             let key = recovery::RecoveryKey::open(uri, passphrase)?;
             Ok(Box::new(key) as _)
         }
         Scheme::Pkcs11(name) => pkcs11::open(uri, name, passphrase),
+        Scheme::OpenBao(key) => open_openbao(uri, key),
+        Scheme::Exec(program) => Ok(Box::new(exec::ExecKey::open(uri, program)?) as _),
     })
+}
+
+#[cfg(feature = "openbao")]
+fn open_openbao(uri: &KeyUri, key: &OpenBaoKey) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    Ok(Box::new(openbao::TransitKey::open(uri, key)?))
+}
+
+#[cfg(not(feature = "openbao"))]
+fn open_openbao(uri: &KeyUri, _: &OpenBaoKey) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    Err(KeyError::new(
+        super::error::ErrorKind::Usage,
+        format!("{uri}: this bilayer was built without the feature openbao"),
+    )
+    .with_hint("build it with: cargo build --features openbao"))
 }
 
 /// The error for a version of which a provider has no private half.
@@ -126,4 +142,13 @@ pub(crate) fn does_not_decrypt(uri: &KeyUri) -> KeyError {
         super::error::ErrorKind::Tampered,
         format!("{uri} does not open what was wrapped to it"),
     )
+}
+
+/// Text of another program for an error: the first part of it, without control characters.
+fn printable(text: &str) -> String {
+    const MAX_CHARS: usize = 300;
+    let shown = text.trim().chars().take(MAX_CHARS);
+    shown
+        .map(|it| if it.is_control() { ' ' } else { it })
+        .collect()
 }

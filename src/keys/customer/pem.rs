@@ -51,6 +51,11 @@ pub(super) fn is_private(text: &[u8]) -> bool {
     pem::decode_label(text).is_ok_and(|label| label.ends_with("PRIVATE KEY"))
 }
 
+/// True if the first PEM block of `text` is a private key that needs a passphrase.
+pub(super) fn is_encrypted(text: &[u8]) -> bool {
+    pem::decode_label(text).is_ok_and(|label| label == "ENCRYPTED PRIVATE KEY")
+}
+
 /// Reads the first PEM block of `text`, the contents of the file at `path`.
 pub(super) fn parse(
     text: &[u8],

@@ -25,10 +25,15 @@ pub(super) fn parse(rest: &str, directory: Option<&Path>) -> Result<PathBuf, Key
     };
     let bytes = percent_decode(path)
         .ok_or_else(|| usage("% in the URI must be followed by two hexadecimal digits"))?;
+    absolute(&path_of(&bytes)?, directory)
+}
+
+/// The path that decoded bytes stand for.
+pub(super) fn path_of(bytes: &[u8]) -> Result<PathBuf, KeyError> {
     if bytes.is_empty() || bytes.contains(&0) {
         return Err(usage("the URI has no usable path"));
     }
-    absolute(Path::new(OsStr::from_bytes(&bytes)), directory)
+    Ok(PathBuf::from(OsStr::from_bytes(bytes)))
 }
 
 /// Writes the URI of a path.

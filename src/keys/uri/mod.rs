@@ -2,6 +2,9 @@
 //!
 //! ```text
 //! file:/absolute/path/key.pem      also file:///absolute/path/key.pem
+//! file:/absolute/path/key          with files key.v1.pem, key.v2.pem ...
+//! exec:/absolute/path/program?key=NAME
+//! openbao:https://HOST:PORT/MOUNT/KEY
 //! pkcs11:token=NAME;object=LABEL   a key on a token
 //! ```
 //!
@@ -19,18 +22,27 @@ use std::str::FromStr;
 
 use super::error::{ErrorKind, KeyError};
 
+mod exec;
 mod file;
 mod pkcs11;
 
 #[cfg(feature = "pkcs11")]
 pub(crate) use pkcs11::ModuleRef;
 pub(crate) use pkcs11::TokenUri;
+mod openbao;
+mod query;
+
+pub(crate) use exec::ProgramKey;
+#[cfg(feature = "openbao")]
+pub(crate) use openbao::Login;
+pub(crate) use openbao::OpenBaoKey;
 
 /// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;
 
-const SUPPORTED: &str =
-    "a customer key is named as file:/path/to/key.pem, or pkcs11:token=NAME;object=LABEL";
+const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem, \
+                         pkcs11:token=NAME;object=LABEL, openbao:https://HOST/MOUNT/KEY, \
+                         exec:/path/to/program?key=NAME, or recovery:";
 
 /// Names a customer key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -45,6 +57,10 @@ pub(crate) enum Scheme {
     Recovery,
     /// A key on a PKCS#11 token.
     Pkcs11(TokenUri),
+    /// A program that speaks the protocol of docs/KEYS.md.
+    Exec(ProgramKey),
+    /// A key of a transit engine of OpenBao or Vault.
+    OpenBao(Box<OpenBaoKey>),
 }
 
 impl KeyUri {
@@ -97,6 +113,11 @@ impl KeyUri {
             "recovery" if rest.is_empty() => Ok(Self::recovery()),
             "file" => Ok(Self(Scheme::File(file::parse(rest, directory)?))),
             "pkcs11" => Ok(Self(Scheme::Pkcs11(pkcs11::parse(rest, directory)?))),
+            "exec" => Ok(Self(Scheme::Exec(exec::parse(rest)?))),
+            "openbao" | "vault" => {
+                let key = openbao::parse(rest, directory)?;
+                Ok(Self(Scheme::OpenBao(Box::new(key))))
+            }
             _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
             ))),
@@ -118,6 +139,8 @@ impl fmt::Display for KeyUri {
             Scheme::File(path) => file::write(path, f),
             Scheme::Recovery => f.write_str("recovery:"),
             Scheme::Pkcs11(uri) => pkcs11::write(uri, f),
+            Scheme::Exec(key) => exec::write(key, f),
+            Scheme::OpenBao(key) => openbao::write(key, f),
         }
     }
 }
@@ -163,6 +186,21 @@ mod tests {
     }
 
     #[test]
+    fn programs_have_a_key_and_a_version() {
+        let uri = KeyUri::parse("EXEC:/opt//a/./key%20tool?version=v%31&key=a%2cb%26c/d");
+        let uri = uri.expect("program");
+        let text = "exec:/opt/a/key tool?key=a%2cb%26c/d&version=v1";
+        assert_eq!(uri.to_string(), text);
+        assert_eq!(KeyUri::parse(text).expect("the same"), uri);
+        let Scheme::Exec(program) = uri.scheme() else {
+            panic!("another scheme");
+        };
+        assert_eq!(program.key.as_deref(), Some("a,b&c/d"));
+        let plain = KeyUri::parse("exec:/opt/key").expect("plain");
+        assert_eq!(plain.to_string(), "exec:/opt/key");
+    }
+
+    #[test]
     fn other_uris_are_refused_and_the_hint_names_the_supported_scheme() {
         for text in [
             "",
@@ -170,7 +208,17 @@ mod tests {
             "/etc/key.pem",
             "file:",
             "file:key.pem",
-            "exec:/bin/sh",
+            "exec:bin/sh",
+            "exec:",
+            "exec:/",
+            "exec:///bin/sh",
+            "exec:/bin/sh?",
+            "exec:/bin/sh?arg=-c",
+            "exec:/bin/sh?key=a&key=b",
+            "exec:/bin/sh?key=",
+            "exec:/bin/sh?key=%0a",
+            "exec:/bin/sh?key=%zz",
+            "exec:/bin/sh#key",
             "pkcs11:token=a?pin-value=1",
             "https://vault/key",
             "file://host/etc/key",

@@ -1,11 +1,15 @@
 //! `file:` keys: an RSA key in a PEM file.
 //!
+//! A key with versions is several files (`versions`); all else here is about one file.
+//!
 //! The public half is enough to create a volume; opening it needs the private half. The `rsa` crate
 //! handles PEM, generation and wrapping. AWS-LC handles private-key operations, because those of
 //! `rsa` are not constant in time (RUSTSEC-2023-0071). A `pure-rust` build uses `rsa` with
 //! blinding.
 
 mod change_passphrase;
+mod versioned;
+mod versions;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -37,6 +41,37 @@ pub use change_passphrase::change_passphrase;
 /// Length limit of a key file, in bytes.
 pub const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 
+/// Opens the key at `path`, which `uri` names: a file, or, if there is none, files of its versions.
+///
+/// # Errors
+/// The errors of [`open`](super::open).
+pub(super) fn open_key(
+    uri: &KeyUri,
+    path: &Path,
+    passphrase: &PassphraseSource,
+) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    if is_absent(path)
+        && let Some(key) = versioned::VersionedKey::find(uri, path, passphrase)?
+    {
+        return Ok(Box::new(key));
+    }
+    Ok(Box::new(FileKey::open(uri, path, passphrase)?))
+}
+
+/// True if a URI with this path names neither a file nor a key with versions.
+pub(crate) fn is_missing(uri: &KeyUri, path: &Path) -> bool {
+    let has_versions = || {
+        let versions = versions::Place::of(uri, path).map(|place| place.list());
+        versions.is_some_and(|versions| versions.map_or(true, |them| !them.is_empty()))
+    };
+    is_absent(path) && !has_versions()
+}
+
+fn is_absent(path: &Path) -> bool {
+    let metadata = path.symlink_metadata();
+    metadata.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// A key in a PEM file.
 pub struct FileKey {
     uri: KeyUri,
@@ -46,18 +81,24 @@ pub struct FileKey {
 
 impl FileKey {
     /// Reads the key file at `path`, which `uri` names.
-    pub(super) fn open(
-        uri: &KeyUri,
-        path: &Path,
-        passphrase: &PassphraseSource,
-    ) -> Result<Self, KeyError> {
+    fn open(uri: &KeyUri, path: &Path, passphrase: &PassphraseSource) -> Result<Self, KeyError> {
         let file = open(path)?;
         let text = read_bounded(&file, path)?;
         // Before the user types a passphrase.
         if pem::is_private(&text) {
             refuse_shared(&file, path)?;
         }
-        let key = pem::parse(&text, path, passphrase)?;
+        Self::parse(uri, &text, path, passphrase)
+    }
+
+    /// The key in `text`, the contents of the file at `path`.
+    fn parse(
+        uri: &KeyUri,
+        text: &[u8],
+        path: &Path,
+        passphrase: &PassphraseSource,
+    ) -> Result<Self, KeyError> {
+        let key = pem::parse(text, path, passphrase)?;
         let public = pem::wrapping_key(key.public(), path)?;
         let private = match key {
             PemKey::Private(key) => Some(PrivateKey::new(*key)?),

@@ -1,0 +1,12 @@
+//! Customer keys wherever they are kept: files of versions, programs, servers.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod files;
+mod keys;
+mod mounted;
+#[cfg(feature = "openbao")]
+mod openbao;
+mod programs;
+#[cfg(feature = "openbao")]
+mod server;
