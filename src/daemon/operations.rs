@@ -71,6 +71,9 @@ pub(crate) fn perform(
                 .restore(snapshot, path.as_deref())
                 .map_err(failed)?;
         }
+        Operation::RewrapPlatform { keystore, version } => {
+            return rewrap_platform(filesystem, operation, keystore, *version);
+        }
         Operation::Deploy { .. } => return deploy(filesystem, operation, to),
         Operation::Export { .. } => return export(filesystem, operation, to),
         Operation::Check { jobs, quick } => {
@@ -88,6 +91,36 @@ pub(crate) fn perform(
         }
     }
     Ok(Outcome::Nothing)
+}
+
+fn rewrap_platform(
+    filesystem: &Arc<Filesystem>,
+    operation: &Operation,
+    keystore: &str,
+    version: u32,
+) -> Result<Outcome, UserError> {
+    let refused = |why: String| {
+        let message = format!("{}: {why}", operation.doing());
+        UserError::new(ExitCode::Key, message)
+    };
+    let own = filesystem.volume().keystore();
+    if own.id() != keystore {
+        let why = format!(
+            "the daemon uses the platform keystore {}",
+            own.directory().display()
+        );
+        return Err(refused(why).with_hint("rotate that keystore: --platform-keystore DIR"));
+    }
+    filesystem
+        .rewrap_platform()
+        .map_err(|error| UserError::filesystem(operation.doing(), &error))?;
+    match filesystem.volume().keystore().current_version() {
+        current if current >= version => Ok(Outcome::Nothing),
+        current => Err(
+            refused(format!("the newest that the daemon sees is {current}"))
+                .with_hint("see that both use the same directory: --platform-keystore DIR"),
+        ),
+    }
 }
 
 fn receiver_failed(operation: &Operation, error: &io::Error) -> UserError {

@@ -118,7 +118,7 @@ fn check(python: &str, customer_managed: bool, transport: Transport, kind: &str)
     assert_eq!(
         answer["provenance"],
         json!({
-            "volume": fixture.open().header.volume_id().to_string(),
+            "volume": fixture.open().header().volume_id().to_string(),
             "image": "golden",
             "created": 1_700_000_000,
         })

@@ -46,6 +46,8 @@ struct IdentityFile {
 
 const IDENTITY_FORMAT: &str = "bilayer-platform-keystore";
 const VERSION_FORMAT: &str = "bilayer-platform-key";
+/// The highest number of a version: its file name has eight digits.
+pub(super) const VERSION_NUMBER_MAX: u32 = 99_999_999;
 /// More than the text of a version ever has, in bytes.
 const VERSION_TEXT_BYTES: usize = 512;
 
@@ -145,13 +147,18 @@ pub(super) fn version_numbers(folder: &Path) -> Result<Vec<u32>, KeyError> {
             .strip_suffix(".json")
             .filter(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|digits| digits.parse().ok())
-            .filter(|number| *number >= 1);
+            .filter(|number| is_version_number(*number));
         match number {
             Some(number) => numbers.push(number),
             None => return Err(damaged(&folder.join(name), "does not belong there")),
         }
     }
     Ok(numbers)
+}
+
+/// True for a number that the name of a version's file can have.
+pub(super) const fn is_version_number(number: u32) -> bool {
+    1 <= number && number <= VERSION_NUMBER_MAX
 }
 
 /// True if there is a record of any volume.
@@ -259,7 +266,7 @@ fn refuse_open_to_others(path: &Path) -> Result<(), KeyError> {
     .with_hint(format!("chown {user} {shown}; chmod 600 {shown}")))
 }
 
-fn key_bytes(digits: &str) -> Option<Zeroizing<[u8; PLATFORM_KEY_BYTES]>> {
+pub(super) fn key_bytes(digits: &str) -> Option<Zeroizing<[u8; PLATFORM_KEY_BYTES]>> {
     let bytes = Zeroizing::new(strict(digits)?);
     let mut key = Zeroizing::new([0; PLATFORM_KEY_BYTES]);
     (bytes.len() == key.len()).then(|| key.copy_from_slice(&bytes))?;

@@ -33,22 +33,30 @@ use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::store::DirectoryIdentity;
 use crate::sys::clock::coarse_time;
 use crate::sys::identity::{effective_user, home_of, real_user};
+use crate::sys::location::Location;
+use crate::sys::mountinfo::{FILESYSTEM_TYPE, MountInfo};
 use crate::sys::wipe::with_secrets;
 use versions::{Version, Versions};
 
+mod backup;
+mod backup_note;
 mod directory;
 mod files;
 mod holder;
 mod lock;
 mod record;
+mod restore;
 mod rotate;
 mod transport;
 mod versions;
 mod volumes_at;
 mod writer;
 
+pub use backup::BackupSummary;
+pub use backup_note::BackupNote;
 pub use directory::{FormerDirectory, RememberedDirectory};
 pub use record::{KnownKeySet, VolumeRecord};
+pub use restore::RestoreSummary;
 pub use rotate::{KnownVolume, ROTATION_AGE_DAYS, VersionInfo};
 pub use volumes_at::RememberedVolume;
 pub use writer::{WriterLock, WriterLocked};
@@ -408,11 +416,7 @@ fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
         .ancestors()
         .find_map(|ancestor| std::fs::canonicalize(ancestor).ok())
         .unwrap_or(absolute);
-    let is_volume = |path: &&Path| {
-        path.join("objects").is_dir()
-            && (path.join("volume.json").is_file() || path.join("lock").is_file())
-    };
-    match existing.ancestors().find(is_volume) {
+    match volume_around(&existing) {
         None => Ok(()),
         Some(volume) => Err(KeyError::new(
             ErrorKind::Usage,
@@ -426,6 +430,21 @@ fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
             "keep it elsewhere: --platform-keystore DIR or {ENVIRONMENT}=DIR"
         ))),
     }
+}
+
+/// The volume that a path without links is in: in its directory, or in its mount.
+fn volume_around(path: &Path) -> Option<PathBuf> {
+    let is_volume = |path: &&Path| {
+        path.join("objects").is_dir()
+            && (path.join("volume.json").is_file() || path.join("lock").is_file())
+    };
+    let mount = || {
+        let location = Location::open(path).ok()?;
+        let mount = MountInfo::of_id(location.info().ok()?.mount_id).ok()??;
+        (mount.filesystem == FILESYSTEM_TYPE).then_some(mount.dir)
+    };
+    let directory = path.ancestors().find(is_volume).map(Path::to_owned);
+    directory.or_else(mount)
 }
 
 /// Refuses a directory that does not belong to this user alone.
@@ -506,3 +525,6 @@ fn not_found_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod backup_tests;

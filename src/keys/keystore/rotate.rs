@@ -30,9 +30,6 @@ use crate::sys::wipe::with_secrets;
 pub const ROTATION_AGE_DAYS: i64 = 90;
 const DAY_SECS: i64 = 24 * 3600;
 
-/// The highest number of a version: its file name has eight digits.
-const NUMBER_MAX: u32 = 99_999_999;
-
 /// A version, without its keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VersionInfo {
@@ -106,8 +103,9 @@ impl PlatformKeystore {
             return Ok(None);
         }
         let next = before.current_version().checked_add(1);
-        let next =
-            next.filter(|next| *next <= NUMBER_MAX && before.versions.own.len() < MAX_VERSIONS);
+        let next = next.filter(|next| {
+            files::is_version_number(*next) && before.versions.own.len() < MAX_VERSIONS
+        });
         let next = next.ok_or_else(|| {
             KeyError::new(
                 ErrorKind::KeystoreInvalid,
@@ -184,7 +182,7 @@ impl PlatformKeystore {
         self.versions.names(self.id).map(info).collect()
     }
 
-    fn is_exported(&self, name: PlatformVersion) -> bool {
+    pub(super) fn is_exported(&self, name: PlatformVersion) -> bool {
         name.keystore == self.id && files::is_exported(&self.directory, name.version)
     }
 

@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::{damaged, files};
-use crate::keys::error::{KeyError, while_doing};
+use crate::keys::error::{ErrorKind, KeyError, while_doing};
 use crate::keys::secret::{PlatformCustomerKey, PlatformKey};
 use crate::keys::wrap::PlatformVersion;
 
@@ -37,6 +37,18 @@ pub(super) struct Version {
 }
 
 impl Version {
+    /// A second copy in memory of its own.
+    pub(super) fn try_clone(&self) -> Result<Self, KeyError> {
+        let bad = || KeyError::new(ErrorKind::Io, "a platform key has another length");
+        let infrastructure = self.infrastructure.expose().first_chunk().ok_or_else(bad)?;
+        let customer = self.customer.expose().first_chunk().ok_or_else(bad)?;
+        Ok(Self {
+            infrastructure: PlatformKey::from_bytes(infrastructure).map_err(KeyError::memory)?,
+            customer: PlatformCustomerKey::from_bytes(customer).map_err(KeyError::memory)?,
+            ..*self
+        })
+    }
+
     /// Draws both keys.
     pub(super) fn random(created: i64) -> Result<Self, KeyError> {
         Ok(Self {
