@@ -328,6 +328,8 @@ pub(crate) fn report_mounted(
         let bytes = filesystem.checkpoint_bytes();
         usage.insert("checkpoint_bytes".to_owned(), bytes.into());
     }
+    // A re-wrap changes the superblock.
+    report.header = header_report(&filesystem.volume().header());
     report.record = record_of(filesystem.volume());
     report
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::real::{Outcome, Place, as_user, can_switch_users, run};
-use crate::{LIMIT, json};
+use crate::{LIMIT, json, passphrase};
 
 /// One line that says what failed, and one that says what to do.
 #[track_caller]
@@ -23,8 +23,8 @@ fn commands_say_what_is_wrong_and_what_to_do() {
     let Some(place) = Place::new("keystore-failures", LIMIT) else {
         return;
     };
-    fs::write(place.path("right"), "correct horse\n").unwrap();
-    fs::write(place.path("wrong"), "battery staple\n").unwrap();
+    passphrase(&place, "right", "correct horse\n");
+    passphrase(&place, "wrong", "battery staple\n");
     for words in ["keystore status", "keystore list", "keystore rotate"] {
         fails(&place.run(words), 4, "does not exist");
     }
@@ -142,7 +142,7 @@ fn another_user_can_neither_rotate_nor_back_up() {
         return;
     }
     place.run("create vol").done();
-    fs::write(place.path("passphrase"), "correct horse\n").unwrap();
+    passphrase(&place, "passphrase", "correct horse\n");
     // The user may reach the directory, but not enter it; or it is open to them.
     fs::set_permissions(place.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     let program = place.bilayer([""; 0]).get_program().to_owned();
@@ -176,7 +176,7 @@ fn secrets_are_in_no_output_and_no_audit() {
         return;
     };
     place.run("create vol").done();
-    fs::write(place.path("passphrase"), "correct horse battery\n").unwrap();
+    passphrase(&place, "passphrase", "correct horse battery\n");
     let mut printed = String::new();
     for words in [
         "keystore status",

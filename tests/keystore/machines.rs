@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::real::{Place, command, run};
-use crate::{LIMIT, json, versions_of};
+use crate::{LIMIT, json, passphrase, versions_of};
 
 /// Copies a volume as a disk that is carried to another machine.
 fn carry(place: &Place, from: &str, to: &str) {
@@ -29,7 +29,8 @@ fn volumes_mount_on_a_second_machine_with_the_restored_backup() {
     }
     json(&place, "keystore rotate");
     place.mount("plain", "mnt", "").unmount();
-    fs::write(place.path("passphrase"), "correct horse\n").unwrap();
+    passphrase(&place, "passphrase", "correct horse\n");
+    place.dir("mnt");
     let made = json(
         &place,
         "keystore backup keys.backup --passphrase-file passphrase",
@@ -102,7 +103,8 @@ fn a_machine_with_a_keystore_of_its_own_adopts_the_volumes_of_another() {
     let Some(place) = Place::new("keystore-adopted", LIMIT) else {
         return;
     };
-    fs::write(place.path("passphrase"), "correct horse\n").unwrap();
+    passphrase(&place, "passphrase", "correct horse\n");
+    place.dir("mnt");
     let (here, there) = ("--platform-keystore one", "--platform-keystore two");
     for (volume, keystore) in [("ours", here), ("theirs", there)] {
         place.run(&format!("create {volume} {keystore}")).done();
@@ -168,7 +170,8 @@ fn a_lost_keystore_is_restored_in_its_place() {
     };
     let mounted = place.fresh("", "");
     fs::write(mounted.path("file"), "kept").unwrap();
-    fs::write(place.path("passphrase"), "correct horse\n").unwrap();
+    passphrase(&place, "passphrase", "correct horse\n");
+    place.dir("mnt");
     json(
         &place,
         "keystore backup keys.backup --passphrase-file passphrase",

@@ -10,6 +10,7 @@ mod rotation;
 use bilayer_test_support::real;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,6 +26,13 @@ const LIMIT: Duration = Duration::from_secs(180);
 fn json(place: &Place, words: &str) -> Value {
     let outcome = place.run(&format!("{words} --json")).done();
     serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:?}"))
+}
+
+/// A passphrase file that only its owner may read.
+fn passphrase(place: &Place, name: &str, passphrase: &str) {
+    let path = place.path(name);
+    fs::write(&path, passphrase).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// The platform key versions that the superblock of a volume names.

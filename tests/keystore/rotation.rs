@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::real::{Place, noise, run, wait_until};
+use crate::real::{Place, noise, run, wait_until, write_synced};
 use crate::{LIMIT, json, listed, versions_of};
 
 #[test]
@@ -15,7 +15,7 @@ fn a_mounted_volume_is_wrapped_anew_while_it_is_written_to() {
     };
     place.run("keygen key.pem --bits 2048").done();
     let mounted = place.fresh("--customer-key file:key.pem", "checkpoint=1,commit=1");
-    fs::write(mounted.path("before"), noise(1, 1 << 20)).unwrap();
+    write_synced(&mounted.path("before"), &noise(1, 1 << 20)).unwrap();
     let spare = place.path("vol/checkpoints/volume.json");
     assert!(wait_until(Duration::from_secs(20), || spare.exists()));
     let sequence = |status: &serde_json::Value| status["header"]["sequence"].as_u64().unwrap();
@@ -195,7 +195,7 @@ fn a_kill_while_keys_are_rotated_leaves_volumes_that_mount() {
     place.run("create vol").done();
     place.run("create other").done();
     let mounted = place.mount("vol", "mnt", "");
-    fs::write(mounted.path("file"), "kept").unwrap();
+    write_synced(&mounted.path("file"), b"kept").unwrap();
     for attempt in 0..20u64 {
         let mut rotating = place.bilayer(["keystore", "rotate"]);
         rotating
