@@ -9,6 +9,7 @@ use crate::control::known_volumes::rewrap_mounted;
 use crate::fs::Filesystem;
 use crate::keys::PlatformKeystore;
 use crate::keys::keystore::ROTATION_AGE_DAYS;
+use crate::sys::clock::coarse_time;
 
 /// How often the keystore is looked at.
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -41,7 +42,12 @@ fn look_once(filesystem: &Weak<Filesystem>) -> Option<Option<String>> {
         return Some(None);
     }
     let directory = open.volume().keystore().directory().to_owned();
-    let rotated = PlatformKeystore::rotate_if_due(&directory);
+    // Looked at in memory first, since reading the keystore may take the TPM.
+    let is_due = open.volume().keystore().is_due(coarse_time().secs);
+    let rotated = match is_due {
+        true => PlatformKeystore::rotate_if_due(&directory),
+        false => Ok(None),
+    };
     let mut error = open.rewrap_platform().err().map(|error| error.to_string());
     // The others may take long to answer, and this volume may be unmounted meanwhile.
     drop(open);

@@ -315,7 +315,7 @@ fn a_former_set_cannot_hand_over() {
     let victim = machine.create();
     let before = machine.open(&victim.store, None).unwrap();
     let leaked = Arc::clone(before.keys.active());
-    let first = before.header.incarnation();
+    let first = before.header().incarnation();
     // Renewed: the machine knows another set as the newest one.
     let renewed = before
         .renew(Sequence(1), Sequence(2), &mut |meta| {
@@ -323,7 +323,7 @@ fn a_former_set_cannot_hand_over() {
             Ok(meta.sync()?)
         })
         .unwrap();
-    let now = renewed.header.incarnation();
+    let now = renewed.header().incarnation();
     drop(renewed);
     let genuine = bytes_of(&victim.store, "volume.json");
     let contents = forge::contents_of(&genuine);

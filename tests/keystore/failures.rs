@@ -65,7 +65,7 @@ fn commands_say_what_is_wrong_and_what_to_do() {
     fails(&place.run("keystore restore b"), 4, "no terminal");
     fails(
         &place.run("keystore restore none --passphrase-file right"),
-        2,
+        4,
         "none",
     );
     fails(

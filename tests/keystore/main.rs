@@ -6,6 +6,7 @@
 mod failures;
 mod machines;
 mod rotation;
+mod tpm;
 
 use bilayer_test_support::real;
 

@@ -75,7 +75,7 @@ fn a_mounted_volume_is_wrapped_anew_while_it_is_written_to() {
     place
         .run("salvage vol out --customer-key file:key.pem")
         .done();
-    let saved = fs::read(place.path("out/before"));
+    let saved = fs::read(place.path("out/files/before"));
     assert_eq!(saved.unwrap(), noise(1, 1 << 20));
 }
 

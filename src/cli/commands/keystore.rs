@@ -52,9 +52,10 @@ Without its keystore no volume can be opened: keep the file away from this machi
 passphrase away from the file.\n\nExample:\n  bilayer keystore backup /media/usb/keystore.backup";
 
 const RESTORE_HELP: &str = "\
-Nothing that is there is lost: versions are united, and of two records of a volume the newer marks\n\
-stay. A keystore with another id keeps its id and adopts the versions of the backup: it opens those\n\
-volumes, and wraps their keys with its own version after its next rotation.\n\nExample:\n  bilayer \
+Nothing that is there is lost: versions are united, and of two records of a volume the newer\n\
+marks stay. A keystore with another id keeps its id and adopts the versions of the backup: it\n\
+opens those volumes, and wraps their keys with its own version after its next rotation.\n\n\
+Example:\n  bilayer \
 keystore restore /media/usb/keystore.backup";
 
 /// Arguments of `status`, `list` and `rotate`.
@@ -162,6 +163,8 @@ struct VersionReport {
     restored: Option<String>,
     needed_by: usize,
     exports: bool,
+    /// Sealed to the machine's TPM.
+    sealed: bool,
 }
 
 #[derive(Serialize)]
@@ -197,6 +200,7 @@ fn status(args: &ShowArgs) -> Result<(), UserError> {
             restored: version.restored.and_then(utc),
             needed_by: needs(version.name),
             exports: version.is_exported,
+            sealed: version.is_sealed,
         });
     let note = keystore.last_backup().unwrap_or_else(|error| {
         tracing::warn!(%error, "the note of the last backup cannot be read");
@@ -251,6 +255,9 @@ fn status(args: &ShowArgs) -> Result<(), UserError> {
         let mut needed = count(version.needed_by as u64, "volume", "volumes");
         if version.exports {
             needed += ", exports";
+        }
+        if version.sealed {
+            needed += ", sealed to the TPM";
         }
         if version.current {
             needed += ", new wraps";

@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::seal::{BOTH_BYTES, Sealing};
 use super::versions::Version;
 use super::{damaged, not_found_is_none};
 use crate::ids::VolumeId;
 use crate::keys::encoding::{hex_array, strict};
 use crate::keys::error::{ErrorKind, KeyError, while_doing, while_writing};
 use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
+use crate::keys::wrap::PlatformVersion;
 use crate::sys::files::{self, Access};
 use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
@@ -49,7 +51,7 @@ const VERSION_FORMAT: &str = "bilayer-platform-key";
 /// The highest number of a version: its file name has eight digits.
 pub(super) const VERSION_NUMBER_MAX: u32 = 99_999_999;
 /// More than the text of a version ever has, in bytes.
-const VERSION_TEXT_BYTES: usize = 512;
+const VERSION_TEXT_BYTES: usize = 20 << 10;
 
 /// Borrows from the buffer that it is read from, so that no other copy of the keys exists as text.
 #[derive(Deserialize)]
@@ -63,8 +65,13 @@ struct VersionFile<'a> {
     created: Option<i64>,
     #[serde(default)]
     restored: Option<i64>,
-    infrastructure: &'a str,
-    customer: &'a str,
+    #[serde(default, borrow)]
+    infrastructure: Option<&'a str>,
+    #[serde(default, borrow)]
+    customer: Option<&'a str>,
+    /// Both keys, sealed to the machine.
+    #[serde(default, borrow)]
+    sealed: Option<&'a str>,
 }
 
 /// The keystore's id; `None` if there is no keystore.
@@ -172,11 +179,17 @@ pub(super) fn read_version(
     folder: &Path,
     keystore: [u8; 16],
     number: u32,
+    sealing: &Sealing,
 ) -> Result<Option<Version>, KeyError> {
-    with_secrets(|| read_keys(folder, keystore, number))
+    with_secrets(|| read_keys(folder, keystore, number, sealing))
 }
 
-fn read_keys(folder: &Path, keystore: [u8; 16], number: u32) -> Result<Option<Version>, KeyError> {
+fn read_keys(
+    folder: &Path,
+    keystore: [u8; 16],
+    number: u32,
+    sealing: &Sealing,
+) -> Result<Option<Version>, KeyError> {
     let path = version_path(folder, number);
     let Some(text) = read_file(&path)? else {
         return Ok(None);
@@ -192,18 +205,36 @@ fn read_keys(folder: &Path, keystore: [u8; 16], number: u32) -> Result<Option<Ve
     if file.number != number {
         return Err(damaged(&path, "has another number than its name"));
     }
-    if file.infrastructure == file.customer {
+    let name = PlatformVersion {
+        keystore,
+        version: number,
+    };
+    let keys = match (file.infrastructure, file.customer, file.sealed) {
+        (Some(infrastructure), Some(customer), None) => {
+            key_bytes(infrastructure).zip(key_bytes(customer))
+        }
+        (None, None, Some(sealed)) => both_keys(&sealing.unseal(name, sealed)?),
+        _ => None,
+    };
+    let (infrastructure, customer) = keys.ok_or_else(|| damaged(&path, "is bad"))?;
+    if *infrastructure == *customer {
         return Err(damaged(&path, "holds one key twice"));
     }
-    let infrastructure = key_bytes(file.infrastructure).ok_or_else(|| damaged(&path, "is bad"))?;
-    let customer = key_bytes(file.customer).ok_or_else(|| damaged(&path, "is bad"))?;
     let no_memory = |error| KeyError::io("no memory for", &path, error);
     Ok(Some(Version {
         infrastructure: PlatformKey::from_bytes(&infrastructure).map_err(no_memory)?,
         customer: PlatformCustomerKey::from_bytes(&customer).map_err(no_memory)?,
         created: file.created,
         restored: file.restored,
+        is_sealed: file.sealed.is_some(),
     }))
+}
+
+/// The two keys of an unsealed version.
+fn both_keys(bytes: &[u8]) -> Option<(KeyBytes, KeyBytes)> {
+    let (infrastructure, customer) = bytes.split_first_chunk::<PLATFORM_KEY_BYTES>()?;
+    let customer: &[u8; PLATFORM_KEY_BYTES] = customer.try_into().ok()?;
+    Some((Zeroizing::new(*infrastructure), Zeroizing::new(*customer)))
 }
 
 /// Writes a version. False if it exists and may not be replaced.
@@ -213,8 +244,17 @@ pub(super) fn write_version(
     number: u32,
     version: &Version,
     replace: Replace,
+    sealing: &Sealing,
 ) -> Result<bool, KeyError> {
     let path = version_path(folder, number);
+    let mut both = Zeroizing::new([0; BOTH_BYTES]);
+    both[..PLATFORM_KEY_BYTES].copy_from_slice(version.infrastructure.expose());
+    both[PLATFORM_KEY_BYTES..].copy_from_slice(version.customer.expose());
+    let name = PlatformVersion {
+        keystore,
+        version: number,
+    };
+    let sealed = sealing.seal(name, &both)?;
     let time = |name, time: Option<i64>| {
         time.map_or_else(String::new, |time| format!("\"{name}\":{time},"))
     };
@@ -224,15 +264,20 @@ pub(super) fn write_version(
         let digits = |key: &[u8]| Zeroizing::new(hex::encode(key));
         text.push_str(&format!(
             "{{\"format\":\"{VERSION_FORMAT}\",\"version\":1,\"keystore\":\"{}\",\
-             \"number\":{number},{}{}\"infrastructure\":\"",
+             \"number\":{number},{}{}",
             hex::encode(keystore),
             time("created", version.created),
             time("restored", version.restored),
         ));
-        text.push_str(&digits(version.infrastructure.expose()));
-        text.push_str("\",\"customer\":\"");
-        text.push_str(&digits(version.customer.expose()));
-        text.push_str("\"}\n");
+        if let Some(sealed) = &sealed {
+            text.push_str(&format!("\"sealed\":\"{sealed}\"}}\n"));
+        } else {
+            text.push_str("\"infrastructure\":\"");
+            text.push_str(&digits(version.infrastructure.expose()));
+            text.push_str("\",\"customer\":\"");
+            text.push_str(&digits(version.customer.expose()));
+            text.push_str("\"}\n");
+        }
         write_file(&path, text.as_bytes(), replace)
     })
 }
@@ -240,6 +285,19 @@ pub(super) fn write_version(
 /// The file of a version.
 pub(super) fn version_path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{number:08}.json"))
+}
+
+/// Keeps the file of a version that is about to be replaced: a key that cannot be read now may be
+/// readable later. The name begins with a dot, so nothing uses it.
+pub(super) fn keep_replaced(folder: &Path, number: u32) -> Result<(), KeyError> {
+    let path = version_path(folder, number);
+    let kept = folder.join(format!(".{number:08}.json.replaced"));
+    match std::fs::hard_link(&path, &kept) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(while_writing("cannot keep", &path)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes a version durably.
@@ -266,7 +324,10 @@ fn refuse_open_to_others(path: &Path) -> Result<(), KeyError> {
     .with_hint(format!("chown {user} {shown}; chmod 600 {shown}")))
 }
 
-pub(super) fn key_bytes(digits: &str) -> Option<Zeroizing<[u8; PLATFORM_KEY_BYTES]>> {
+/// One key of a version.
+type KeyBytes = Zeroizing<[u8; PLATFORM_KEY_BYTES]>;
+
+pub(super) fn key_bytes(digits: &str) -> Option<KeyBytes> {
     let bytes = Zeroizing::new(strict(digits)?);
     let mut key = Zeroizing::new([0; PLATFORM_KEY_BYTES]);
     (bytes.len() == key.len()).then(|| key.copy_from_slice(&bytes))?;

@@ -5,6 +5,9 @@
 //!   keystore.json                {"format":"bilayer-platform-keystore","version":1,"id":…}
 //!   versions/00000001.json       {"format":"bilayer-platform-key","version":1,"keystore":…,
 //!                                 "number":1,"infrastructure":…,"customer":…}
+//!   adopted/<keystore id>/…      versions of another keystore, from a backup
+//!   exports/00000001             an export was made for that version
+//!   backup.json, tpm.json        a note of the last backup; a setting
 //!   volumes/<volume id>.json     {"format":"bilayer-volume-record","version":1,…}
 //!   volumes/<volume id>.lock     locked while the volume is open for writing
 //! ```
@@ -17,7 +20,9 @@
 //! keystore is refused unless its directory belongs to this user alone. Files are parsed strictly:
 //! bounded, without unknown or repeated fields.
 //!
-//! Only file modes protect it; nothing is sealed to the machine.
+//! File modes protect it, and a TPM where there is one (`seal`). `backup` writes everything to one
+//! file under a passphrase, and `restore` merges that with what is there. `rotate` makes and drops
+//! versions.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -47,6 +52,7 @@ mod lock;
 mod record;
 mod restore;
 mod rotate;
+mod seal;
 mod transport;
 mod versions;
 mod volumes_at;
@@ -483,7 +489,9 @@ fn refuse_shared(directory: &Path) -> Result<(), KeyError> {
 fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<bool, KeyError> {
     let version = Version::random(coarse_time().secs)?;
     let folder = files::own_versions(directory);
-    let made = files::write_version(&folder, id, number, &version, files::Replace::Never)?;
+    let sealing = seal::Sealing::of(directory)?;
+    let replace = files::Replace::Never;
+    let made = files::write_version(&folder, id, number, &version, replace, &sealing)?;
     if made {
         Record::new("create-platform-key")
             .with("keystore", hex::encode(id))

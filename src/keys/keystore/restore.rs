@@ -19,6 +19,7 @@ use std::path::Path;
 use super::backup::{self, BackupBody, BackupVersion, Origin};
 use super::files::{self, Replace};
 use super::lock::KeystoreLock;
+use super::seal::Sealing;
 use super::versions::{MAX_ADOPTED, MAX_VERSIONS, Version};
 use super::writer::{self, WriterLocked};
 use super::{PlatformKeystore, VolumeRecord, record, refuse_inside_volume, refuse_shared};
@@ -138,10 +139,11 @@ fn merge_versions(
     body: &BackupBody,
     summary: &mut RestoreSummary,
 ) -> Result<(), KeyError> {
+    let sealing = Sealing::of(directory)?;
     let mut steps = Vec::with_capacity(body.versions.len());
     // Nothing is written before everything has been compared.
     for version in &body.versions {
-        steps.push((step_for(directory, own, version)?, version));
+        steps.push((step_for(directory, own, version, &sealing)?, version));
     }
     refuse_too_many(directory, own, body)?;
     for folder in [
@@ -167,7 +169,17 @@ fn merge_versions(
         if version.is_exported && name.keystore == own {
             files::mark_exported(directory, name.version)?;
         }
-        files::write_version(&folder, name.keystore, name.version, &restored, replace)?;
+        if step == Step::Repair {
+            files::keep_replaced(&folder, name.version)?;
+        }
+        files::write_version(
+            &folder,
+            name.keystore,
+            name.version,
+            &restored,
+            replace,
+            &sealing,
+        )?;
         match step {
             Step::Repair => summary.versions_repaired += 1,
             _ => summary.versions_added += 1,
@@ -180,10 +192,15 @@ fn merge_versions(
     Ok(())
 }
 
-fn step_for(directory: &Path, own: [u8; 16], version: &BackupVersion) -> Result<Step, KeyError> {
+fn step_for(
+    directory: &Path,
+    own: [u8; 16],
+    version: &BackupVersion,
+    sealing: &Sealing,
+) -> Result<Step, KeyError> {
     let name = version.name;
     let folder = folder_of(directory, own, name);
-    match files::read_version(&folder, name.keystore, name.version) {
+    match files::read_version(&folder, name.keystore, name.version, sealing) {
         Ok(None) => Ok(Step::Add),
         Ok(Some(there)) if there.has_same_keys(&version.keys) => Ok(Step::Keep),
         Ok(Some(_)) => Err(KeyError::new(

@@ -41,6 +41,8 @@ pub struct VersionInfo {
     pub restored: Option<i64>,
     /// An export was made for it.
     pub is_exported: bool,
+    /// It is sealed to the machine.
+    pub is_sealed: bool,
 }
 
 /// A volume that the keystore has a record of.
@@ -178,6 +180,7 @@ impl PlatformKeystore {
             created: version.created,
             restored: version.restored,
             is_exported: self.is_exported(name),
+            is_sealed: version.is_sealed,
         };
         self.versions.names(self.id).map(info).collect()
     }

@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::seal::Sealing;
 use super::{damaged, files};
 use crate::keys::error::{ErrorKind, KeyError, while_doing};
 use crate::keys::secret::{PlatformCustomerKey, PlatformKey};
@@ -34,6 +35,8 @@ pub(super) struct Version {
     pub(super) created: Option<i64>,
     /// When it was restored from a backup.
     pub(super) restored: Option<i64>,
+    /// Its file is sealed to the machine.
+    pub(super) is_sealed: bool,
 }
 
 impl Version {
@@ -56,6 +59,7 @@ impl Version {
             customer: PlatformCustomerKey::random().map_err(KeyError::random)?,
             created: Some(created),
             restored: None,
+            is_sealed: false,
         })
     }
 }
@@ -77,16 +81,17 @@ pub(super) struct Versions {
 impl Versions {
     /// Reads all versions and holds the current one.
     pub(super) fn read(directory: &Path, id: [u8; 16]) -> Result<Self, KeyError> {
+        let sealing = Sealing::of(directory)?;
         let mut last = None;
         for _ in 0..TRIES {
-            let own = read_numbered(&files::own_versions(directory), id)?;
+            let own = read_numbered(&files::own_versions(directory), id, &sealing)?;
             let held = match own.last_key_value() {
                 Some((number, _)) => hold(&files::own_versions(directory), *number)?,
                 None => None,
             };
             // A current version that vanished was replaced by a newer one.
             if held.is_some() || own.is_empty() {
-                let adopted = read_adopted(directory)?;
+                let adopted = read_adopted(directory, &sealing)?;
                 return Ok(Self { own, adopted, held });
             }
             last = own.last_key_value().map(|(number, _)| *number);
@@ -108,7 +113,7 @@ impl Versions {
     }
 }
 
-fn read_numbered(folder: &Path, id: [u8; 16]) -> Result<Numbered, KeyError> {
+fn read_numbered(folder: &Path, id: [u8; 16], sealing: &Sealing) -> Result<Numbered, KeyError> {
     let numbers = files::version_numbers(folder)?;
     if numbers.len() > MAX_VERSIONS {
         return Err(damaged(folder, "has too many versions"));
@@ -116,14 +121,17 @@ fn read_numbered(folder: &Path, id: [u8; 16]) -> Result<Numbered, KeyError> {
     let mut versions = Numbered::new();
     for number in numbers {
         // Another process may have dropped it since.
-        if let Some(version) = files::read_version(folder, id, number)? {
+        if let Some(version) = files::read_version(folder, id, number, sealing)? {
             versions.insert(number, version);
         }
     }
     Ok(versions)
 }
 
-fn read_adopted(directory: &Path) -> Result<BTreeMap<[u8; 16], Numbered>, KeyError> {
+fn read_adopted(
+    directory: &Path,
+    sealing: &Sealing,
+) -> Result<BTreeMap<[u8; 16], Numbered>, KeyError> {
     let ids = files::adopted_keystores(directory)?;
     if ids.len() > MAX_ADOPTED {
         return Err(damaged(directory, "has too many adopted keystores"));
@@ -131,7 +139,7 @@ fn read_adopted(directory: &Path) -> Result<BTreeMap<[u8; 16], Numbered>, KeyErr
     let read = |id| {
         Ok((
             id,
-            read_numbered(&files::adopted_versions(directory, id), id)?,
+            read_numbered(&files::adopted_versions(directory, id), id, sealing)?,
         ))
     };
     let mut adopted = ids

@@ -238,6 +238,7 @@ impl VersionText<'_> {
                     customer: PlatformCustomerKey::from_bytes(customer)?,
                     created: self.created,
                     restored: None,
+                    is_sealed: false,
                 },
                 is_exported: self.exported,
             })

@@ -260,7 +260,13 @@ pub(super) fn open(file: &Path, passphrase: &PassphraseSource) -> Result<OpenedB
 }
 
 fn read_bounded(file: &Path) -> Result<Vec<u8>, KeyError> {
-    let failed = |error| while_doing("cannot read", file)(error);
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => KeyError::new(
+            ErrorKind::KeyUnavailable,
+            format!("cannot read {}: {error}", file.display()),
+        ),
+        _ => while_doing("cannot read", file)(error),
+    };
     // Before it is opened: a pipe would block.
     if !std::fs::metadata(file).map_err(failed)?.is_file() {
         return Err(not_a_backup(file, "is no plain file"));
