@@ -13,7 +13,7 @@ use super::locate::{Holder, find};
 use super::request::Operation;
 use super::response::Discard;
 use crate::diagnostics::UserError;
-use crate::ids::VolumeId;
+use crate::keys::keystore::KnownVolume;
 use crate::keys::wrap::PlatformVersion;
 use crate::keys::{KeyError, PlatformKeystore};
 use crate::store::directory::DirectoryStore;
@@ -77,9 +77,15 @@ impl LocatedVolume {
     }
 }
 
+/// The directory in the record of a volume.
+pub(crate) fn directory_of(known: &KnownVolume) -> Option<&Path> {
+    let record = known.record.as_ref().ok()?;
+    Some(&record.directory.as_ref()?.path)
+}
+
 /// Looks for a volume in the directory that its record names.
-pub(crate) fn locate(volume: VolumeId, directory: Option<&Path>) -> LocatedVolume {
-    let Some(directory) = directory else {
+pub(crate) fn locate(known: &KnownVolume) -> LocatedVolume {
+    let Some(directory) = directory_of(known) else {
         return LocatedVolume::new(VolumeState::Unknown);
     };
     if !probe::responds(directory, HEADER_NAME, PATIENCE) {
@@ -88,7 +94,9 @@ pub(crate) fn locate(volume: VolumeId, directory: Option<&Path>) -> LocatedVolum
     let store = DirectoryStore::open(directory).ok();
     match store.and_then(|store| claimed_id(&store)) {
         None => return LocatedVolume::new(VolumeState::Absent),
-        Some(claimed) if claimed != volume => return LocatedVolume::new(VolumeState::Replaced),
+        Some(claimed) if claimed != known.volume => {
+            return LocatedVolume::new(VolumeState::Replaced);
+        }
         Some(_) => {}
     }
     let Ok(located) = find(directory) else {
@@ -123,7 +131,8 @@ pub(crate) fn locate(volume: VolumeId, directory: Option<&Path>) -> LocatedVolum
 /// A known volume after a rotation.
 #[derive(Debug)]
 pub(crate) struct RotatedVolume {
-    pub(crate) volume: VolumeId,
+    /// Its id.
+    pub(crate) volume: String,
     /// Its directory, if known.
     pub(crate) directory: Option<PathBuf>,
     pub(crate) state: VolumeState,
@@ -137,16 +146,14 @@ pub(crate) struct RotatedVolume {
 /// The records cannot be listed.
 pub(crate) fn rewrap_mounted(keystore: &PlatformKeystore) -> Result<Vec<RotatedVolume>, KeyError> {
     let known = keystore.volumes()?.into_iter().map(|known| {
-        let directory = known.record.ok().and_then(|record| record.directory);
-        let directory = directory.map(|directory| directory.path);
-        let located = locate(known.volume, directory.as_deref());
+        let located = locate(&known);
         let state = located.state;
         let rewrapped = located
             .daemon
             .map(|daemon| ask_to_rewrap(daemon, keystore.current_name()));
         RotatedVolume {
-            volume: known.volume,
-            directory,
+            volume: known.volume.to_string(),
+            directory: directory_of(&known).map(Path::to_owned),
             state,
             rewrapped,
         }

@@ -83,11 +83,12 @@ fn a_deployed_volume_holds_what_the_image_sees() {
     }
     let volume = disk.volume("copy", None).unwrap();
     assert_eq!(volume.header().volume_id(), made.volume);
-    let from = volume.header().provenance().unwrap();
+    let header = volume.header();
+    let from = header.provenance().unwrap();
     assert_eq!(
         (from.volume, &*from.image),
         (
-            disk.volume("source", None).unwrap().header.volume_id(),
+            disk.volume("source", None).unwrap().header().volume_id(),
             "copy"
         )
     );

@@ -176,17 +176,18 @@ fn check_case(case: Case) {
 fn check_keys(here: &Disk, there: &Disk, made: &Imported) {
     let source = here.volume("source", None).unwrap();
     let copy = there.volume("copy", None).unwrap();
-    assert_eq!(copy.header.volume_id(), made.volume);
-    assert_ne!(copy.header.volume_id(), source.header.volume_id());
-    assert_ne!(copy.header.meta_crypto(), source.header.meta_crypto());
-    let from = copy.header.provenance().unwrap();
+    assert_eq!(copy.header().volume_id(), made.volume);
+    assert_ne!(copy.header().volume_id(), source.header().volume_id());
+    assert_ne!(copy.header().meta_crypto(), source.header().meta_crypto());
+    let header = copy.header();
+    let from = header.provenance().unwrap();
     assert_eq!(
         (from.volume, &*from.image),
-        (source.header.volume_id(), IMAGE)
+        (source.header().volume_id(), IMAGE)
     );
     assert_eq!(made.provenance.created, MADE.secs);
-    let less = source.header.key_mode() == KeyMode::PlatformAndCustomer
-        && copy.header.key_mode() == KeyMode::PlatformManaged;
+    let less = source.header().key_mode() == KeyMode::PlatformAndCustomer
+        && copy.header().key_mode() == KeyMode::PlatformManaged;
     assert!(!less, "never less than the source");
     let exported = copy.keys.get(Epoch(1)).unwrap();
     assert_eq!(copy.keys.iter().count(), 2);
@@ -498,6 +499,6 @@ fn for_another_customer_key() {
         import_to(&disk, "copy", &stream, &with(Some(other))).unwrap();
         assert_eq!(disk.tree("copy"), disk.tree("source"));
         let copy = disk.volume("copy", None).unwrap();
-        assert_eq!(copy.header.key_mode(), KeyMode::PlatformAndCustomer);
+        assert_eq!(copy.header().key_mode(), KeyMode::PlatformAndCustomer);
     }
 }

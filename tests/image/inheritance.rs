@@ -171,14 +171,14 @@ fn check_case(case: &Case) {
     });
     let source = disk.volume("source", None).unwrap();
     let copy = there.volume("copy", None).unwrap();
-    assert_eq!(copy.header.key_mode(), case.mode);
+    assert_eq!(copy.header().key_mode(), case.mode);
     match case.inherits {
         true => check_inherited(&source, &copy),
         false => check_resealed(&source, &copy),
     }
     check_meta(&copy);
     check_meta(&source);
-    for set in copy.header.key_sets() {
+    for set in copy.header().key_sets() {
         let active = set.id == copy.keys.active().id;
         assert_eq!(set.state == KeySetState::Active, active);
         let platform = case.mode == KeyMode::PlatformManaged;

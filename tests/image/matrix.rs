@@ -164,7 +164,7 @@ fn check_matrix(mode: KeyMode) {
         }
     }
     let handed = disk.volume("handed", None).unwrap();
-    assert_eq!(handed.header.key_mode(), KeyMode::PlatformAndCustomer);
+    assert_eq!(handed.header().key_mode(), KeyMode::PlatformAndCustomer);
     drop(handed);
     let all = ["source", "deployed", "older", "again", "imported"];
     for name in all {

@@ -11,7 +11,9 @@ use serde::Serialize;
 use crate::cli::args::{KeystoreArg, PassphraseArg, passphrase_source};
 use crate::cli::output::format::{count, local_time, path, printable, table};
 use crate::cli::output::{print, print_json};
-use crate::control::known_volumes::{RotatedVolume, VolumeState, locate, rewrap_mounted};
+use crate::control::known_volumes::{
+    RotatedVolume, VolumeState, directory_of, locate, rewrap_mounted,
+};
 use crate::control::paths;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::keys::PlatformKeystore;
@@ -338,9 +340,8 @@ fn volume_report(keystore: &PlatformKeystore, known: &KnownVolume) -> (VolumeRep
         Ok(record) => (Some(record), None),
         Err(error) => (None, Some(error.to_string())),
     };
-    let directory = record.and_then(|record| record.directory.as_ref());
-    let directory = directory.map(|directory| directory.path.as_path());
-    let located = locate(known.volume, directory);
+    let directory = directory_of(known);
+    let located = locate(known);
     let platform = record.and_then(|record| record.platform.as_ref());
     let written = record.and_then(|record| record.written);
     let customer_key = record.and_then(|record| record.customer_key.clone());
@@ -426,7 +427,7 @@ fn rotate(args: &ShowArgs) -> Result<(), UserError> {
         let reports = volumes.iter().map(|volume| {
             let (rewrap, error) = outcome(volume);
             RotatedReport {
-                volume: volume.volume.to_string(),
+                volume: volume.volume.clone(),
                 directory: volume.directory.as_deref().map(text),
                 state: volume.state.name(),
                 rewrap,
@@ -484,7 +485,7 @@ fn rotate_text(
     for volume in volumes {
         let name = match &volume.directory {
             Some(directory) => shown(directory),
-            None => volume.volume.to_string(),
+            None => volume.volume.clone(),
         };
         lines.push(match outcome(volume) {
             ("done", _) => format!("{name}: wrapped with it"),

@@ -259,7 +259,7 @@ fn a_restore_never_weakens_a_record() {
     };
     own.update_record(VOLUME, &other).expect("write");
     disk.restore("own", "newer").expect("restore");
-    assert_eq!(own.record(VOLUME).expect("read"), Some(other.clone()));
+    assert_eq!(own.record(VOLUME).expect("read"), Some(other));
 
     // A volume that is open for writing keeps its record.
     let held = own

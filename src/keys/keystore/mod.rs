@@ -41,7 +41,8 @@ use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::location::Location;
 use crate::sys::mountinfo::{FILESYSTEM_TYPE, MountInfo};
 use crate::sys::wipe::with_secrets;
-use versions::{Version, Versions};
+use version::Version;
+use versions::Versions;
 
 mod backup;
 mod backup_note;
@@ -54,6 +55,8 @@ mod restore;
 mod rotate;
 mod seal;
 mod transport;
+mod version;
+mod version_file;
 mod versions;
 mod volumes_at;
 mod writer;
@@ -491,7 +494,7 @@ fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<bool, K
     let folder = files::own_versions(directory);
     let sealing = seal::Sealing::of(directory)?;
     let replace = files::Replace::Never;
-    let made = files::write_version(&folder, id, number, &version, replace, &sealing)?;
+    let made = version_file::write_version(&folder, id, number, &version, replace, &sealing)?;
     if made {
         Record::new("create-platform-key")
             .with("keystore", hex::encode(id))

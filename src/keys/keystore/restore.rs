@@ -20,9 +20,12 @@ use super::backup::{self, BackupBody, BackupVersion, Origin};
 use super::files::{self, Replace};
 use super::lock::KeystoreLock;
 use super::seal::Sealing;
-use super::versions::{MAX_ADOPTED, MAX_VERSIONS, Version};
+use super::version::Version;
+use super::versions::{MAX_ADOPTED, MAX_VERSIONS};
 use super::writer::{self, WriterLocked};
-use super::{PlatformKeystore, VolumeRecord, record, refuse_inside_volume, refuse_shared};
+use super::{
+    PlatformKeystore, VolumeRecord, record, refuse_inside_volume, refuse_shared, version_file,
+};
 use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::keys::error::{ErrorKind, KeyError};
@@ -172,7 +175,7 @@ fn merge_versions(
         if step == Step::Repair {
             files::keep_replaced(&folder, name.version)?;
         }
-        files::write_version(
+        version_file::write_version(
             &folder,
             name.keystore,
             name.version,
@@ -200,7 +203,7 @@ fn step_for(
 ) -> Result<Step, KeyError> {
     let name = version.name;
     let folder = folder_of(directory, own, name);
-    match files::read_version(&folder, name.keystore, name.version, sealing) {
+    match version_file::read_version(&folder, name.keystore, name.version, sealing) {
         Ok(None) => Ok(Step::Add),
         Ok(Some(there)) if there.has_same_keys(&version.keys) => Ok(Step::Keep),
         Ok(Some(_)) => Err(KeyError::new(

@@ -16,7 +16,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::lock::KeystoreLock;
-use super::versions::{MAX_VERSIONS, Version};
+use super::version::Version;
+use super::versions::MAX_VERSIONS;
 use super::{PlatformKeystore, VolumeRecord, create_version, files, record};
 use crate::audit::Record;
 use crate::ids::VolumeId;

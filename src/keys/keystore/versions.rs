@@ -15,9 +15,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::seal::Sealing;
-use super::{damaged, files};
-use crate::keys::error::{ErrorKind, KeyError, while_doing};
-use crate::keys::secret::{PlatformCustomerKey, PlatformKey};
+use super::version::Version;
+use super::{damaged, files, version_file};
+use crate::keys::error::{KeyError, while_doing};
 use crate::keys::wrap::PlatformVersion;
 
 /// Limit on the versions of one keystore id.
@@ -26,43 +26,6 @@ pub(super) const MAX_VERSIONS: usize = 1000;
 pub(super) const MAX_ADOPTED: usize = 100;
 /// How often the versions are read again if one is dropped meanwhile.
 const TRIES: u32 = 10;
-
-/// The two keys of a version.
-pub(super) struct Version {
-    pub(super) infrastructure: PlatformKey,
-    pub(super) customer: PlatformCustomerKey,
-    /// When it was made: seconds since 1970. Unknown for versions of older programs.
-    pub(super) created: Option<i64>,
-    /// When it was restored from a backup.
-    pub(super) restored: Option<i64>,
-    /// Its file is sealed to the machine.
-    pub(super) is_sealed: bool,
-}
-
-impl Version {
-    /// A second copy in memory of its own.
-    pub(super) fn try_clone(&self) -> Result<Self, KeyError> {
-        let bad = || KeyError::new(ErrorKind::Io, "a platform key has another length");
-        let infrastructure = self.infrastructure.expose().first_chunk().ok_or_else(bad)?;
-        let customer = self.customer.expose().first_chunk().ok_or_else(bad)?;
-        Ok(Self {
-            infrastructure: PlatformKey::from_bytes(infrastructure).map_err(KeyError::memory)?,
-            customer: PlatformCustomerKey::from_bytes(customer).map_err(KeyError::memory)?,
-            ..*self
-        })
-    }
-
-    /// Draws both keys.
-    pub(super) fn random(created: i64) -> Result<Self, KeyError> {
-        Ok(Self {
-            infrastructure: PlatformKey::random().map_err(KeyError::random)?,
-            customer: PlatformCustomerKey::random().map_err(KeyError::random)?,
-            created: Some(created),
-            restored: None,
-            is_sealed: false,
-        })
-    }
-}
 
 /// The versions of one keystore id.
 pub(super) type Numbered = BTreeMap<u32, Version>;
@@ -121,7 +84,7 @@ fn read_numbered(folder: &Path, id: [u8; 16], sealing: &Sealing) -> Result<Numbe
     let mut versions = Numbered::new();
     for number in numbers {
         // Another process may have dropped it since.
-        if let Some(version) = files::read_version(folder, id, number, sealing)? {
+        if let Some(version) = version_file::read_version(folder, id, number, sealing)? {
             versions.insert(number, version);
         }
     }

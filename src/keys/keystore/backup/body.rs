@@ -20,8 +20,8 @@ use super::{additional_data, damaged};
 use crate::ids::VolumeId;
 use crate::keys::encoding::strict;
 use crate::keys::error::KeyError;
-use crate::keys::keystore::versions::Version;
-use crate::keys::keystore::{PlatformKeystore, VolumeRecord, files, record};
+use crate::keys::keystore::version::Version;
+use crate::keys::keystore::{PlatformKeystore, VolumeRecord, files, record, version_file};
 use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
 use crate::keys::transport::TransportKeys;
 use crate::keys::wrap::{PlatformVersion, Role};
@@ -223,7 +223,7 @@ impl VersionText<'_> {
         if !files::is_version_number(name.version) {
             return None;
         }
-        let infrastructure = files::key_bytes(self.infrastructure)?;
+        let infrastructure = version_file::key_bytes(self.infrastructure)?;
         let sealed = strict(self.customer)?;
         let customer = keys.open_part(Role::Customer, &customer_data(name, header), &sealed)?;
         let customer: &[u8; PLATFORM_KEY_BYTES] = customer.as_slice().try_into().ok()?;

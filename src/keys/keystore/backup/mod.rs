@@ -18,7 +18,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::backup_note::BackupNote;
-use super::versions::Version;
+use super::version::Version;
 use super::{PlatformKeystore, volume_around};
 use crate::audit::Record;
 use crate::ids::ExportId;
