@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::client::ControlClient;
 use super::locate::{Holder, find};
 use super::request::Operation;
-use super::response::Discard;
+use super::response::{Discard, Outcome};
 use crate::diagnostics::UserError;
 use crate::keys::keystore::KnownVolume;
 use crate::keys::wrap::PlatformVersion;
@@ -136,7 +136,7 @@ pub(crate) struct RotatedVolume {
     /// Its directory, if known.
     pub(crate) directory: Option<PathBuf>,
     pub(crate) state: VolumeState,
-    /// The outcome of asking its daemon; `None` if no daemon has it mounted.
+    /// The outcome of asking its daemon; `None` if no daemon has it mounted for writing.
     pub(crate) rewrapped: Option<Result<(), UserError>>,
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn rewrap_mounted(keystore: &PlatformKeystore) -> Result<Vec<RotatedV
         let state = located.state;
         let rewrapped = located
             .daemon
-            .map(|daemon| ask_to_rewrap(daemon, keystore.current_name()));
+            .and_then(|daemon| ask_to_rewrap(daemon, keystore.current_name()));
         RotatedVolume {
             volume: known.volume.to_string(),
             directory: directory_of(&known).map(Path::to_owned),
@@ -161,10 +161,17 @@ pub(crate) fn rewrap_mounted(keystore: &PlatformKeystore) -> Result<Vec<RotatedV
     Ok(known.collect())
 }
 
-fn ask_to_rewrap(mut daemon: ControlClient, version: PlatformVersion) -> Result<(), UserError> {
+/// The daemon's answer; `None` if it has the volume mounted read-only.
+fn ask_to_rewrap(
+    mut daemon: ControlClient,
+    version: PlatformVersion,
+) -> Option<Result<(), UserError>> {
     let operation = Operation::RewrapPlatform {
         keystore: hex::encode(version.keystore),
         version: version.version,
     };
-    daemon.perform(&operation, None, &mut Discard).map(|_| ())
+    match daemon.perform(&operation, None, &mut Discard) {
+        Ok(Outcome::ReadOnly) => None,
+        outcome => Some(outcome.map(|_| ())),
+    }
 }

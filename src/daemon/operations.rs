@@ -111,6 +111,9 @@ fn rewrap_platform(
         );
         return Err(refused(why).with_hint("rotate that keystore: --platform-keystore DIR"));
     }
+    if filesystem.is_read_only() {
+        return Ok(Outcome::ReadOnly);
+    }
     filesystem
         .rewrap_platform()
         .map_err(|error| UserError::filesystem(operation.doing(), &error))?;

@@ -95,14 +95,19 @@ fn an_unmounted_volume_follows_at_its_next_mount_and_keeps_the_old_version_until
     assert_eq!(report["dropped_versions"], serde_json::json!([]));
     let header = place.path("one/volume.json");
     assert_eq!(versions_of(&header), ["1"]);
-    // Nothing changes in a volume that is only read.
+    // Nothing changes in a volume that is only read, not even by a rotation.
     let before = fs::read(&header).unwrap();
-    place.mount("one", "mnt", "ro").unmount();
+    let reading = place.mount("one", "mnt", "ro");
+    let report = json(&place, "keystore rotate");
+    let of_one = report["volumes"].as_array().unwrap().iter();
+    let mut of_one = of_one.filter(|entry| entry["state"] == "mounted");
+    assert_eq!(of_one.next().unwrap()["rewrap"], "next mount", "{report}");
+    reading.unmount();
     assert_eq!(fs::read(&header).unwrap(), before);
 
     let mounted = place.mount("one", "mnt", "");
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"one");
-    assert_eq!(versions_of(&header), ["2"]);
+    assert_eq!(versions_of(&header), ["3"]);
     mounted.unmount();
     let needed = |version: u64| {
         let status = json(&place, "keystore status");
@@ -110,14 +115,14 @@ fn an_unmounted_volume_follows_at_its_next_mount_and_keeps_the_old_version_until
         let found = versions.iter().find(|entry| entry["version"] == version);
         found.map(|entry| entry["needed_by"].as_u64().unwrap())
     };
-    assert_eq!((needed(1), needed(2)), (Some(1), Some(1)));
+    assert_eq!((needed(1), needed(2), needed(3)), (Some(1), None, Some(1)));
     let entry = listed(&place, &place.path("two"));
     assert_eq!(
         (&entry["state"], &entry["platform_keys"][0]["version"]),
         (&"present".into(), &1.into())
     );
     place.mount("two", "mnt", "").unmount();
-    assert_eq!((needed(1), needed(2)), (None, Some(2)));
+    assert_eq!((needed(1), needed(3)), (None, Some(2)));
     for volume in ["one", "two"] {
         let mounted = place.mount(volume, "mnt", "");
         assert_eq!(fs::read(mounted.path("file")).unwrap(), volume.as_bytes());
@@ -129,7 +134,7 @@ fn an_unmounted_volume_follows_at_its_next_mount_and_keeps_the_old_version_until
     json(&place, "keystore rotate");
     place.mount("one", "mnt", "").unmount();
     assert_eq!(listed(&place, &place.path("two"))["state"], "absent");
-    assert_eq!(needed(2), Some(1));
+    assert_eq!(needed(3), Some(1));
 }
 
 #[test]

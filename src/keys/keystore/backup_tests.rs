@@ -473,6 +473,15 @@ fn damaged_versions_are_repaired_and_missing_ones_added() {
     assert_eq!((done.versions_repaired, done.versions_added), (1, 1));
     let back = PlatformKeystore::open(&disk.path("own")).expect("open");
     assert!(opens(&back, &first) && opens(&back, &second));
+    // A damaged record is left out of a backup, and replaced by a restore.
+    let damaged = back.record_path(VOLUME);
+    std::fs::write(&damaged, "{").expect("damage");
+    assert_eq!(disk.backup("own", "without").expect("backup").volumes, 0);
+    assert_eq!(
+        disk.restore("own", "file").expect("restore").records_added,
+        1
+    );
+    assert!(back.record(VOLUME).expect("read").is_some());
     // All keys lost, with the records still there.
     std::fs::remove_dir_all(disk.path("own/versions")).expect("lose");
     std::fs::remove_file(disk.path("own/keystore.json")).expect("lose");

@@ -269,7 +269,12 @@ fn merge_records(
         let WriterLocked::Own(_writer) = writer::lock(directory, *volume, directory)? else {
             continue;
         };
-        match record::read(directory, *volume)? {
+        let there = match record::read(directory, *volume) {
+            // Whatever it protected against is lost with it.
+            Err(error) if error.kind() == ErrorKind::KeystoreInvalid => None,
+            read => read?,
+        };
+        match there {
             None => {
                 let mut added = restored.clone();
                 if !is_same_place {

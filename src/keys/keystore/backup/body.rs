@@ -111,7 +111,11 @@ impl BackupBody {
         }
         let mut records = Vec::new();
         for known in keystore.volumes()? {
-            records.push((known.volume, known.record?));
+            match known.record {
+                Ok(record) => records.push((known.volume, record)),
+                // A backup without it is better than none.
+                Err(error) => tracing::warn!(%error, "a record is not in the backup"),
+            }
         }
         Ok(Self {
             origin: Origin::of(&keystore.directory),
