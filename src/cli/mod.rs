@@ -32,6 +32,7 @@ use commands::generate;
 use commands::image::{self, ImageCommand};
 use commands::key::{self, KeyCommand};
 use commands::keygen::{self, KeygenArgs};
+use commands::keystore::{self, KeystoreCommand};
 use commands::mount::{self, MOUNT_HELP, MountArgs};
 use commands::salvage::{self, SalvageArgs};
 use commands::snapshot::{self, SnapshotCommand};
@@ -117,6 +118,12 @@ enum Command {
     /// List, add, remove, rotate and test the customer keys of a volume
     #[command(subcommand, after_help = "Example:\n  bilayer key list /srv/vault")]
     Key(KeyCommand),
+    /// Show, rotate, back up and restore the platform keys of this machine
+    #[command(
+        subcommand,
+        after_help = "Example:\n  bilayer keystore backup /media/usb/keystore.backup"
+    )]
+    Keystore(KeystoreCommand),
     /// Write man pages and completions for shells below a directory
     #[command(
         hide = true,
@@ -189,6 +196,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
         Command::Salvage(args) => salvage::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Key(command) => key::run(command),
+        Command::Keystore(command) => keystore::run(command),
         Command::Generate { dir } => generate::generate(Cli::command(), &dir),
     }?;
     Ok(ExitCode::Done as u8)
@@ -251,6 +259,12 @@ mod tests {
             "key test v 2 --json --customer-key file:/k",
             "key set v file:/k",
             "key passwd f --passphrase-file p --new-passphrase-file q",
+            "keystore status --json --platform-keystore d",
+            "keystore list --json",
+            "keystore ls",
+            "keystore rotate --json --platform-keystore d --audit-log syslog",
+            "keystore backup f --force --json --passphrase-file p",
+            "keystore restore f --json --passphrase-file p --platform-keystore d",
             "salvage v o",
             "salvage v o --view a --view b --header h --customer-key file:/k --json --quiet",
             "salvage v o --all-views --platform-keystore p --passphrase-file f",
@@ -290,6 +304,10 @@ mod tests {
             "salvage v",
             "salvage v o --view a --all-views",
             "frob",
+            "keystore",
+            "keystore backup",
+            "keystore restore",
+            "keystore rotate f",
             "snapshot",
             "snapshot create v n --prefix auto",
             "snapshot delete v",

@@ -8,6 +8,7 @@
 //! | `wire`, `line` | the encoding of the messages, with its version |
 //! | `directory`, `proof` | the volume's directory, and the daemon's proof that it holds it |
 //! | `locate` | which volume a path names, and which process holds it |
+//! | `known_volumes` | the volumes that a platform keystore knows, and where they are |
 //! | `health` | the state of a volume, as `status` shows it |
 //! | `mount_state` | whether a mount is still served |
 //! | `liveness` | waiting for a response as long as the daemon is alive |
@@ -23,6 +24,7 @@ pub(crate) mod client;
 mod connection;
 pub(crate) mod directory;
 pub(crate) mod health;
+pub(crate) mod known_volumes;
 pub(crate) mod line;
 pub(crate) mod liveness;
 pub(crate) mod locate;

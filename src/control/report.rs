@@ -387,6 +387,8 @@ pub(crate) fn report_mounted(
         let bytes = filesystem.checkpoint_bytes();
         usage.insert("checkpoint_bytes".to_owned(), bytes.into());
     }
+    // A re-wrap changes the superblock.
+    report.header = header_report(&filesystem.volume().header());
     report.record = record_of(filesystem.volume());
     // Its slots and wraps may have changed since the mount.
     report.header = header_report(&filesystem.volume().header());

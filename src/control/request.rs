@@ -223,6 +223,13 @@ pub(crate) enum Operation {
         /// Checks metadata only.
         quick: bool,
     },
+    /// Wraps the data keys with the newest platform keys.
+    RewrapPlatform {
+        /// Id of the keystore that was rotated.
+        keystore: String,
+        /// Its current version.
+        version: u32,
+    },
 }
 
 impl Operation {
@@ -252,6 +259,9 @@ impl Operation {
             Self::Export { image, .. } => format!("cannot export the image {image}"),
             Self::ChangeSlots { .. } => "cannot change the slots".to_owned(),
             Self::Check { .. } => "cannot check the volume".to_owned(),
+            Self::RewrapPlatform { version, .. } => {
+                format!("cannot wrap the data keys with platform key version {version}")
+            }
         }
     }
 }

@@ -258,6 +258,8 @@ impl From<&check::Report> for CheckSummary {
 pub(crate) enum Outcome {
     /// There is nothing to report.
     Nothing,
+    /// Nothing was changed, since the volume is mounted read-only.
+    ReadOnly,
     /// The view that was created.
     Created(ViewReport),
     /// The volume that was made from an image.

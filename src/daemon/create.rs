@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::new_keystore::NewKeystore;
 use crate::audit::{self, Record};
 use crate::diagnostics::UserError;
 use crate::errno::Errno;
@@ -40,6 +41,7 @@ pub(crate) struct NewVolume {
 pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
     let _about = audit::for_volume(&new.path);
+    let new_keystore = NewKeystore::watch(&new.keystore);
     let directory = NewVolumeDirectory::claim(&new.path, doing())
         .inspect_err(|error| Record::new("create-volume").refused(&error.message))?;
     let options = CreateOptions {
@@ -61,6 +63,7 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     });
     let id = made.map_err(|error| UserError::volume(doing(), &error))?;
     directory.keep();
+    new_keystore.announce();
     Ok(id)
 }
 

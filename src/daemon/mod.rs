@@ -9,7 +9,9 @@
 //! | `background` | moving to the background, and reporting the outcome |
 //! | `request_handler`, `operations` | requests on the control socket, and operations on views |
 //! | `remount` | changing an existing mount |
+//! | `key_rotation` | replacing old platform keys, and following a rotation |
 //! | `create` | making a volume, for `create` and `mount --create` |
+//! | `new_keystore` | the notice about a new platform keystore |
 //! | `former_identity` | the error of a mount that failed after it had changed the identity |
 //! | `mount_record`, `log`, `utab` | a mount in the audit, the log and mount(8)'s table |
 
@@ -18,10 +20,12 @@ pub(crate) mod create;
 mod directories;
 mod effective_options;
 mod former_identity;
+mod key_rotation;
 pub(crate) mod log;
 pub(crate) mod mount;
 mod mount_record;
 pub(crate) mod mount_request;
+pub(crate) mod new_keystore;
 pub(crate) mod operations;
 pub(crate) mod options;
 pub(crate) mod remount;

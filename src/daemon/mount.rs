@@ -16,6 +16,7 @@ use super::background::{Readiness, in_background};
 use super::directories::{MountDirectories, prepare_directories};
 use super::effective_options::{filesystem_options, fuse_options};
 use super::former_identity::FormerIdentity;
+use super::key_rotation::watch_platform_keys;
 use super::log::Log;
 use super::mount_record::{audit_unmount, log_reopener, mount_record, record_in_background};
 use super::mount_request::MountRequest;
@@ -243,6 +244,9 @@ fn serve(
                 entry.add();
                 *mounted_on.lock() = Some(entry);
                 publish_mount_name(control.as_ref(), device);
+            }
+            if !read_only {
+                watch_platform_keys(&filesystem);
             }
             ready();
         },

@@ -77,6 +77,9 @@ pub(crate) fn perform(
             let slot = changed.map_err(|error| UserError::volume(operation.doing(), &error))?;
             return Ok(Outcome::Slot(slot.0));
         }
+        Operation::RewrapPlatform { keystore, version } => {
+            return rewrap_platform(filesystem, operation, keystore, *version);
+        }
         Operation::Deploy { .. } => return deploy(filesystem, operation, to),
         Operation::Export { .. } => return export(filesystem, operation, to),
         Operation::Check { jobs, quick } => {
@@ -106,6 +109,39 @@ pub(crate) fn audit_check(volume: VolumeId, begin: Instant, report: &Result<Repo
         audited = audited.with("faults", faults);
     }
     audited.outcome(report);
+}
+
+fn rewrap_platform(
+    filesystem: &Arc<Filesystem>,
+    operation: &Operation,
+    keystore: &str,
+    version: u32,
+) -> Result<Outcome, UserError> {
+    let refused = |why: String| {
+        let message = format!("{}: {why}", operation.doing());
+        UserError::new(ExitCode::Key, message)
+    };
+    let own = filesystem.volume().keystore();
+    if own.id() != keystore {
+        let why = format!(
+            "the daemon uses the platform keystore {}",
+            own.directory().display()
+        );
+        return Err(refused(why).with_hint("rotate that keystore: --platform-keystore DIR"));
+    }
+    if filesystem.is_read_only() {
+        return Ok(Outcome::ReadOnly);
+    }
+    filesystem
+        .rewrap_platform()
+        .map_err(|error| UserError::filesystem(operation.doing(), &error))?;
+    match filesystem.volume().keystore().current_version() {
+        current if current >= version => Ok(Outcome::Nothing),
+        current => Err(
+            refused(format!("the newest that the daemon sees is {current}"))
+                .with_hint("see that both use the same directory: --platform-keystore DIR"),
+        ),
+    }
 }
 
 fn receiver_failed(operation: &Operation, error: &io::Error) -> UserError {

@@ -3,11 +3,8 @@
 use std::io;
 use std::path::Path;
 
+pub(crate) use crate::sys::mountinfo::FILESYSTEM_TYPE;
 use crate::sys::mountinfo::{MountInfo, device_name};
-
-/// Filesystem type of this filesystem's mounts. Their source is the path that the volume's
-/// directory had when it was mounted.
-pub(crate) const FILESYSTEM_TYPE: &str = "fuse.bilayer";
 
 impl MountInfo {
     /// True for mounts of this filesystem type.

@@ -16,8 +16,8 @@
 //! logged; no secret, PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is
 //! recorded in the [`audit`](crate::audit).
 //!
-//! The keystore's files are protected only by their modes. They are not sealed to the machine (TPM
-//! or similar), so anybody who reads them as root or from a backup has the platform keys.
+//! The keystore's files are protected by their modes, and sealed to the machine where it has a TPM.
+//! Without one, anybody who reads them as root or from a copy has the platform keys.
 
 mod aead;
 pub mod customer;

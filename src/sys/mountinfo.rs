@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::location::Location;
 
+/// Filesystem type of this filesystem's mounts. Their source is the path that the volume's
+/// directory had when it was mounted.
+pub(crate) const FILESYSTEM_TYPE: &str = "fuse.bilayer";
+
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MountInfo {

@@ -180,7 +180,7 @@ fn nothing_of_the_former_identity_stays() {
     let before = before.claims();
     let fs = separate(&store, keystore.path()).unwrap();
     let volume = fs.volume();
-    let now = volume.header().clone();
+    let now = volume.header();
     assert_ne!(now.incarnation(), before.incarnation());
     assert_ne!(now.meta_crypto(), before.meta_crypto());
     let newest = before.key_sets().iter().map(|set| set.epoch).max();

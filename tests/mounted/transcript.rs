@@ -13,8 +13,20 @@ fn the_first_command_makes_and_mounts_a_volume() {
     };
     // As a user types it: no keystore given, nothing exists yet. Root's keystore is the machine's;
     // the environment keeps this one in the test's own directory.
-    let outcome = place.run("mount --create vault private").silent();
-    assert_eq!(outcome.code, 0);
+    let outcome = place.run("mount --create vault private").done();
+    assert_eq!(outcome.stdout, "");
+    let keystore = place.path("keystore");
+    let notice = format!(
+        "bilayer: the platform keystore was made in {}; ",
+        keystore.display()
+    );
+    assert!(outcome.stderr.starts_with(&notice), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("bilayer keystore backup FILE"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
     let mounted = place.mounted(&place.path("private"));
     fs::write(mounted.path("hello"), "world\n").unwrap();
     assert_eq!(

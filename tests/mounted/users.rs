@@ -60,7 +60,7 @@ fn a_user_mounts_through_fusermount() {
     };
     namespace.open_fuse_device_to_users(&place);
     let within = |words: &[&str]| run_when_free(&mut namespace.inside(&as_nobody(&place, words)));
-    within(&["mount", "--create", "vol", "mnt"]).silent();
+    within(&["mount", "--create", "vol", "mnt"]).done();
     let status = within(&["status", "--json", "mnt"]).done();
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     let pid = status["daemon"]["pid"].as_i64().expect("a daemon") as i32;

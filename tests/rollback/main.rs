@@ -257,7 +257,7 @@ fn accepted_once_it_begins_an_incarnation_of_its_own() {
     let fs = accept(&old, past.keystore.path()).unwrap();
     assert_eq!(contents(&fs, "kept"), pattern(1, 0, 5 * PAGE));
     assert!(fs.lookup(ROOT, b"later").is_err());
-    let now = fs.volume().header().clone();
+    let now = fs.volume().header();
     assert_eq!(now.volume_id(), before.volume_id());
     assert_ne!(now.incarnation(), before.incarnation());
     assert_ne!(now.meta_crypto(), before.meta_crypto());

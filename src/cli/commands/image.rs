@@ -22,6 +22,7 @@ use crate::control::paths;
 use crate::control::request::{Kind, Operation, Passphrase, PathBytes};
 use crate::control::response::{BytesDone, Discard, Outcome, Receiver};
 use crate::daemon::create::NewVolumeDirectory;
+use crate::daemon::new_keystore::NewKeystore;
 use crate::daemon::{options, size};
 use crate::diagnostics::UserError;
 use crate::image::{self, ImportOptions};
@@ -256,14 +257,16 @@ fn named_key(uri: Option<&str>) -> Result<Option<KeyUri>, UserError> {
 
 fn deploy(args: &DeployArgs) -> Result<(), UserError> {
     let target = paths::absolute(&args.new_volume)?;
+    let keystore = args.new.keystore(&args.open)?;
     let operation = Operation::Deploy {
         image: args.name.clone(),
         target: PathBytes::of(&target),
         customer_key: args.new.key.uri()?,
         passphrase: args.new.key.passphrase(&args.open)?,
         size_bytes: size::size_option(args.new.size.as_deref())?,
-        keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
+        keystore: keystore.as_deref().map(PathBytes::of),
     };
+    let new_keystore = keystore.as_deref().map(NewKeystore::watch);
     let mut session = Session::open(&args.volume, Access::Write, &args.open.keys()?)?;
     refuse_inside(&session, &target, &operation)?;
     // A signal is an error of the operation, so that an incomplete volume is removed.
@@ -278,6 +281,7 @@ fn deploy(args: &DeployArgs) -> Result<(), UserError> {
     let closed = session.close();
     let (took, made) = made?;
     closed?;
+    new_keystore.into_iter().for_each(NewKeystore::announce);
     if args.json {
         return print_json(&with_rate(&made, took)?);
     }
@@ -501,6 +505,7 @@ fn import(args: &ImportArgs) -> Result<(), UserError> {
         size_bytes: size::size_option(args.size.as_deref())?,
         keystore: args.open.keystore.dir()?,
     };
+    let new_keystore = NewKeystore::watch(&options.keystore);
     let mut from = BufReader::with_capacity(1 << 20, source(&args.file)?);
     // A signal is an error of the import, so that an incomplete volume is removed.
     let _watch = Watch::begin();
@@ -511,6 +516,7 @@ fn import(args: &ImportArgs) -> Result<(), UserError> {
     let made = image::import(&mut from, new_directory.store(), &options, &progress)
         .map_err(|error| UserError::image(doing(), &error))?;
     new_directory.keep();
+    new_keystore.announce();
     let took = progress.finish(made.bytes);
     if args.json {
         let report = json!({

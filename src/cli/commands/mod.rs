@@ -7,6 +7,7 @@ pub(super) mod generate;
 pub(super) mod image;
 pub(super) mod key;
 pub(super) mod keygen;
+pub(super) mod keystore;
 pub(super) mod mount;
 pub(super) mod salvage;
 pub(super) mod snapshot;

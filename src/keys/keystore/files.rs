@@ -5,21 +5,17 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::versions::Version;
 use super::{damaged, not_found_is_none};
 use crate::ids::VolumeId;
 use crate::keys::encoding::{hex_array, strict};
-use crate::keys::error::{ErrorKind, KeyError, while_doing, while_writing};
-use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
+use crate::keys::error::{KeyError, while_doing, while_writing};
 use crate::sys::files::{self, Access};
-use crate::sys::identity::effective_user;
-use crate::sys::wipe::with_secrets;
 
 /// Directory of the keystore's own versions.
 const VERSIONS: &str = "versions";
@@ -45,25 +41,8 @@ struct IdentityFile {
 }
 
 const IDENTITY_FORMAT: &str = "bilayer-platform-keystore";
-const VERSION_FORMAT: &str = "bilayer-platform-key";
-/// More than the text of a version ever has, in bytes.
-const VERSION_TEXT_BYTES: usize = 512;
-
-/// Borrows from the buffer that it is read from, so that no other copy of the keys exists as text.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VersionFile<'a> {
-    format: &'a str,
-    version: u32,
-    keystore: &'a str,
-    number: u32,
-    #[serde(default)]
-    created: Option<i64>,
-    #[serde(default)]
-    restored: Option<i64>,
-    infrastructure: &'a str,
-    customer: &'a str,
-}
+/// The highest number of a version: its file name has eight digits.
+pub(super) const VERSION_NUMBER_MAX: u32 = 99_999_999;
 
 /// The keystore's id; `None` if there is no keystore.
 pub(super) fn read_identity(directory: &Path) -> Result<Option<[u8; 16]>, KeyError> {
@@ -145,7 +124,7 @@ pub(super) fn version_numbers(folder: &Path) -> Result<Vec<u32>, KeyError> {
             .strip_suffix(".json")
             .filter(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|digits| digits.parse().ok())
-            .filter(|number| *number >= 1);
+            .filter(|number| is_version_number(*number));
         match number {
             Some(number) => numbers.push(number),
             None => return Err(damaged(&folder.join(name), "does not belong there")),
@@ -154,80 +133,15 @@ pub(super) fn version_numbers(folder: &Path) -> Result<Vec<u32>, KeyError> {
     Ok(numbers)
 }
 
+/// True for a number that the name of a version's file can have.
+pub(super) const fn is_version_number(number: u32) -> bool {
+    1 <= number && number <= VERSION_NUMBER_MAX
+}
+
 /// True if there is a record of any volume.
 pub(super) fn has_records(directory: &Path) -> Result<bool, KeyError> {
     let names = names(&directory.join(VOLUMES))?;
     Ok(names.iter().any(|name| name.ends_with(".json")))
-}
-
-/// A version; `None` if there is no such file.
-pub(super) fn read_version(
-    folder: &Path,
-    keystore: [u8; 16],
-    number: u32,
-) -> Result<Option<Version>, KeyError> {
-    with_secrets(|| read_keys(folder, keystore, number))
-}
-
-fn read_keys(folder: &Path, keystore: [u8; 16], number: u32) -> Result<Option<Version>, KeyError> {
-    let path = version_path(folder, number);
-    let Some(text) = read_file(&path)? else {
-        return Ok(None);
-    };
-    refuse_open_to_others(&path)?;
-    // The message of serde could quote a key.
-    let file: VersionFile<'_> =
-        serde_json::from_slice(&text).map_err(|_| damaged(&path, "cannot be read"))?;
-    check_format(&path, file.format, VERSION_FORMAT, file.version)?;
-    if file.keystore != hex::encode(keystore) {
-        return Err(damaged(&path, "belongs to another keystore"));
-    }
-    if file.number != number {
-        return Err(damaged(&path, "has another number than its name"));
-    }
-    if file.infrastructure == file.customer {
-        return Err(damaged(&path, "holds one key twice"));
-    }
-    let infrastructure = key_bytes(file.infrastructure).ok_or_else(|| damaged(&path, "is bad"))?;
-    let customer = key_bytes(file.customer).ok_or_else(|| damaged(&path, "is bad"))?;
-    let no_memory = |error| KeyError::io("no memory for", &path, error);
-    Ok(Some(Version {
-        infrastructure: PlatformKey::from_bytes(&infrastructure).map_err(no_memory)?,
-        customer: PlatformCustomerKey::from_bytes(&customer).map_err(no_memory)?,
-        created: file.created,
-        restored: file.restored,
-    }))
-}
-
-/// Writes a version. False if it exists and may not be replaced.
-pub(super) fn write_version(
-    folder: &Path,
-    keystore: [u8; 16],
-    number: u32,
-    version: &Version,
-    replace: Replace,
-) -> Result<bool, KeyError> {
-    let path = version_path(folder, number);
-    let time = |name, time: Option<i64>| {
-        time.map_or_else(String::new, |time| format!("\"{name}\":{time},"))
-    };
-    with_secrets(|| {
-        // Allocated at full size: a growing buffer leaves copies of keys behind.
-        let mut text = Zeroizing::new(String::with_capacity(VERSION_TEXT_BYTES));
-        let digits = |key: &[u8]| Zeroizing::new(hex::encode(key));
-        text.push_str(&format!(
-            "{{\"format\":\"{VERSION_FORMAT}\",\"version\":1,\"keystore\":\"{}\",\
-             \"number\":{number},{}{}\"infrastructure\":\"",
-            hex::encode(keystore),
-            time("created", version.created),
-            time("restored", version.restored),
-        ));
-        text.push_str(&digits(version.infrastructure.expose()));
-        text.push_str("\",\"customer\":\"");
-        text.push_str(&digits(version.customer.expose()));
-        text.push_str("\"}\n");
-        write_file(&path, text.as_bytes(), replace)
-    })
 }
 
 /// The file of a version.
@@ -235,35 +149,24 @@ pub(super) fn version_path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{number:08}.json"))
 }
 
+/// Keeps the file of a version that is about to be replaced: a key that cannot be read now may be
+/// readable later. The name begins with a dot, so nothing uses it.
+pub(super) fn keep_replaced(folder: &Path, number: u32) -> Result<(), KeyError> {
+    let path = version_path(folder, number);
+    let kept = folder.join(format!(".{number:08}.json.replaced"));
+    match std::fs::hard_link(&path, &kept) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(while_writing("cannot keep", &path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes a version durably.
 pub(super) fn remove_version(folder: &Path, number: u32) -> Result<(), KeyError> {
     let path = version_path(folder, number);
     let removed = std::fs::remove_file(&path).and_then(|()| File::open(folder)?.sync_all());
     removed.map_err(while_writing("cannot remove", &path))
-}
-
-/// Refuses a file with keys that does not belong to this user alone.
-fn refuse_open_to_others(path: &Path) -> Result<(), KeyError> {
-    let metadata = std::fs::symlink_metadata(path).map_err(while_doing("cannot read", path))?;
-    let (mode, user) = (metadata.mode() & 0o7777, effective_user());
-    let shown = path.display();
-    let problem = match metadata.uid() {
-        owner if owner != user => format!("belongs to user {owner}, not to user {user}"),
-        _ if mode & 0o077 != 0 => format!("is open to other users (mode {mode:04o})"),
-        _ => return Ok(()),
-    };
-    Err(KeyError::new(
-        ErrorKind::KeystoreInvalid,
-        format!("the platform key in {shown} {problem}"),
-    )
-    .with_hint(format!("chown {user} {shown}; chmod 600 {shown}")))
-}
-
-fn key_bytes(digits: &str) -> Option<Zeroizing<[u8; PLATFORM_KEY_BYTES]>> {
-    let bytes = Zeroizing::new(strict(digits)?);
-    let mut key = Zeroizing::new([0; PLATFORM_KEY_BYTES]);
-    (bytes.len() == key.len()).then(|| key.copy_from_slice(&bytes))?;
-    Some(key)
 }
 
 /// Refuses a file of another kind or of a newer version.

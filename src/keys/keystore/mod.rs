@@ -5,6 +5,9 @@
 //!   keystore.json                {"format":"bilayer-platform-keystore","version":1,"id":…}
 //!   versions/00000001.json       {"format":"bilayer-platform-key","version":1,"keystore":…,
 //!                                 "number":1,"infrastructure":…,"customer":…}
+//!   adopted/<keystore id>/…      versions of another keystore, from a backup
+//!   exports/00000001             an export was made for that version
+//!   backup.json, tpm.json        a note of the last backup; a setting
 //!   volumes/<volume id>.json     {"format":"bilayer-volume-record","version":1,…}
 //!   volumes/<volume id>.lock     locked while the volume is open for writing
 //!   audit/<log>.json             {"format":"bilayer-audit-head","version":1,…}
@@ -18,7 +21,9 @@
 //! keystore is refused unless its directory belongs to this user alone. Files are parsed strictly:
 //! bounded, without unknown or repeated fields.
 //!
-//! Only file modes protect it; nothing is sealed to the machine.
+//! File modes protect it, and a TPM where there is one (`seal`). `backup` writes everything to one
+//! file under a passphrase, and `restore` merges that with what is there. `rotate` makes and drops
+//! versions.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -34,24 +39,36 @@ use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::store::DirectoryIdentity;
 use crate::sys::clock::coarse_time;
 use crate::sys::identity::{effective_user, home_of, real_user};
+use crate::sys::location::Location;
+use crate::sys::mountinfo::{FILESYSTEM_TYPE, MountInfo};
 use crate::sys::wipe::with_secrets;
-use versions::{Version, Versions};
+use version::Version;
+use versions::Versions;
 
 mod audit_heads;
+mod backup;
+mod backup_note;
 mod directory;
 mod files;
 mod holder;
 mod lock;
 mod record;
+mod restore;
 mod rotate;
+mod seal;
 mod transport;
+mod version;
+mod version_file;
 mod versions;
 mod volumes_at;
 mod writer;
 
 pub use audit_heads::AuditHeads;
+pub use backup::BackupSummary;
+pub use backup_note::BackupNote;
 pub use directory::{FormerDirectory, RememberedDirectory};
 pub use record::{KnownKeySet, VolumeRecord};
+pub use restore::RestoreSummary;
 pub use rotate::{KnownVolume, ROTATION_AGE_DAYS, VersionInfo};
 pub use volumes_at::RememberedVolume;
 pub use writer::{WriterLock, WriterLocked};
@@ -411,11 +428,7 @@ fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
         .ancestors()
         .find_map(|ancestor| std::fs::canonicalize(ancestor).ok())
         .unwrap_or(absolute);
-    let is_volume = |path: &&Path| {
-        path.join("objects").is_dir()
-            && (path.join("volume.json").is_file() || path.join("lock").is_file())
-    };
-    match existing.ancestors().find(is_volume) {
+    match volume_around(&existing) {
         None => Ok(()),
         Some(volume) => Err(KeyError::new(
             ErrorKind::Usage,
@@ -429,6 +442,21 @@ fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
             "keep it elsewhere: --platform-keystore DIR or {ENVIRONMENT}=DIR"
         ))),
     }
+}
+
+/// The volume that a path without links is in: in its directory, or in its mount.
+fn volume_around(path: &Path) -> Option<PathBuf> {
+    let is_volume = |path: &&Path| {
+        path.join("objects").is_dir()
+            && (path.join("volume.json").is_file() || path.join("lock").is_file())
+    };
+    let mount = || {
+        let location = Location::open(path).ok()?;
+        let mount = MountInfo::of_id(location.info().ok()?.mount_id).ok()??;
+        (mount.filesystem == FILESYSTEM_TYPE).then_some(mount.dir)
+    };
+    let directory = path.ancestors().find(is_volume).map(Path::to_owned);
+    directory.or_else(mount)
 }
 
 /// Refuses a directory that does not belong to this user alone.
@@ -472,7 +500,9 @@ fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<bool, K
         .with("key_version", number);
     // In front of the key: it cannot be taken back, since another process may use it at once.
     acknowledged(record.clone(), Ok(()))?;
-    match files::write_version(&folder, id, number, &version, files::Replace::Never) {
+    let sealing = seal::Sealing::of(directory)?;
+    let replace = files::Replace::Never;
+    match version_file::write_version(&folder, id, number, &version, replace, &sealing) {
         Ok(true) => Ok(true),
         Ok(false) => {
             record.refused("another process has created it");
@@ -517,3 +547,6 @@ fn not_found_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod backup_tests;

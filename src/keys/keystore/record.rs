@@ -286,6 +286,17 @@ pub(super) fn write(
     volume: VolumeId,
     record: &VolumeRecord,
 ) -> Result<(), KeyError> {
+    let text = to_text(directory, volume, record)?;
+    files::make_directory(&directory.join(VOLUMES))?;
+    files::write_file(&path_of(directory, volume), &text, Replace::Always).map(|_| ())
+}
+
+/// The text of a volume's record.
+pub(super) fn to_text(
+    directory: &Path,
+    volume: VolumeId,
+    record: &VolumeRecord,
+) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let path = path_of(directory, volume);
     // Without the names all versions are kept.
     let platform = record.platform.as_ref();
@@ -312,8 +323,7 @@ pub(super) fn write(
             .map_err(|error| damaged(&path, &format!("cannot be written ({error})")))?,
     );
     text.push(b'\n');
-    files::make_directory(&directory.join(VOLUMES))?;
-    files::write_file(&path, &text, Replace::Always).map(|_| ())
+    Ok(text)
 }
 
 /// Removes the record of a volume that was never completed. A missing record is no failure.

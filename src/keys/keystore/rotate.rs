@@ -16,7 +16,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::lock::KeystoreLock;
-use super::versions::{MAX_VERSIONS, Version};
+use super::version::Version;
+use super::versions::MAX_VERSIONS;
 use super::{PlatformKeystore, VolumeRecord, create_version, files, record};
 use crate::audit::Record;
 use crate::ids::VolumeId;
@@ -30,9 +31,6 @@ use crate::sys::wipe::with_secrets;
 pub const ROTATION_AGE_DAYS: i64 = 90;
 const DAY_SECS: i64 = 24 * 3600;
 
-/// The highest number of a version: its file name has eight digits.
-const NUMBER_MAX: u32 = 99_999_999;
-
 /// A version, without its keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VersionInfo {
@@ -44,6 +42,8 @@ pub struct VersionInfo {
     pub restored: Option<i64>,
     /// An export was made for it.
     pub is_exported: bool,
+    /// It is sealed to the machine.
+    pub is_sealed: bool,
 }
 
 /// A volume that the keystore has a record of.
@@ -106,8 +106,9 @@ impl PlatformKeystore {
             return Ok(None);
         }
         let next = before.current_version().checked_add(1);
-        let next =
-            next.filter(|next| *next <= NUMBER_MAX && before.versions.own.len() < MAX_VERSIONS);
+        let next = next.filter(|next| {
+            files::is_version_number(*next) && before.versions.own.len() < MAX_VERSIONS
+        });
         let next = next.ok_or_else(|| {
             KeyError::new(
                 ErrorKind::KeystoreInvalid,
@@ -180,11 +181,12 @@ impl PlatformKeystore {
             created: version.created,
             restored: version.restored,
             is_exported: self.is_exported(name),
+            is_sealed: version.is_sealed,
         };
         self.versions.names(self.id).map(info).collect()
     }
 
-    fn is_exported(&self, name: PlatformVersion) -> bool {
+    pub(super) fn is_exported(&self, name: PlatformVersion) -> bool {
         name.keystore == self.id && files::is_exported(&self.directory, name.version)
     }
 

@@ -14,9 +14,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{damaged, files};
+use super::seal::Sealing;
+use super::version::Version;
+use super::{damaged, files, version_file};
 use crate::keys::error::{KeyError, while_doing};
-use crate::keys::secret::{PlatformCustomerKey, PlatformKey};
 use crate::keys::wrap::PlatformVersion;
 
 /// Limit on the versions of one keystore id.
@@ -25,28 +26,6 @@ pub(super) const MAX_VERSIONS: usize = 1000;
 pub(super) const MAX_ADOPTED: usize = 100;
 /// How often the versions are read again if one is dropped meanwhile.
 const TRIES: u32 = 10;
-
-/// The two keys of a version.
-pub(super) struct Version {
-    pub(super) infrastructure: PlatformKey,
-    pub(super) customer: PlatformCustomerKey,
-    /// When it was made: seconds since 1970. Unknown for versions of older programs.
-    pub(super) created: Option<i64>,
-    /// When it was restored from a backup.
-    pub(super) restored: Option<i64>,
-}
-
-impl Version {
-    /// Draws both keys.
-    pub(super) fn random(created: i64) -> Result<Self, KeyError> {
-        Ok(Self {
-            infrastructure: PlatformKey::random().map_err(KeyError::random)?,
-            customer: PlatformCustomerKey::random().map_err(KeyError::random)?,
-            created: Some(created),
-            restored: None,
-        })
-    }
-}
 
 /// The versions of one keystore id.
 pub(super) type Numbered = BTreeMap<u32, Version>;
@@ -65,16 +44,17 @@ pub(super) struct Versions {
 impl Versions {
     /// Reads all versions and holds the current one.
     pub(super) fn read(directory: &Path, id: [u8; 16]) -> Result<Self, KeyError> {
+        let sealing = Sealing::of(directory)?;
         let mut last = None;
         for _ in 0..TRIES {
-            let own = read_numbered(&files::own_versions(directory), id)?;
+            let own = read_numbered(&files::own_versions(directory), id, &sealing)?;
             let held = match own.last_key_value() {
                 Some((number, _)) => hold(&files::own_versions(directory), *number)?,
                 None => None,
             };
             // A current version that vanished was replaced by a newer one.
             if held.is_some() || own.is_empty() {
-                let adopted = read_adopted(directory)?;
+                let adopted = read_adopted(directory, &sealing)?;
                 return Ok(Self { own, adopted, held });
             }
             last = own.last_key_value().map(|(number, _)| *number);
@@ -96,7 +76,7 @@ impl Versions {
     }
 }
 
-fn read_numbered(folder: &Path, id: [u8; 16]) -> Result<Numbered, KeyError> {
+fn read_numbered(folder: &Path, id: [u8; 16], sealing: &Sealing) -> Result<Numbered, KeyError> {
     let numbers = files::version_numbers(folder)?;
     if numbers.len() > MAX_VERSIONS {
         return Err(damaged(folder, "has too many versions"));
@@ -104,14 +84,17 @@ fn read_numbered(folder: &Path, id: [u8; 16]) -> Result<Numbered, KeyError> {
     let mut versions = Numbered::new();
     for number in numbers {
         // Another process may have dropped it since.
-        if let Some(version) = files::read_version(folder, id, number)? {
+        if let Some(version) = version_file::read_version(folder, id, number, sealing)? {
             versions.insert(number, version);
         }
     }
     Ok(versions)
 }
 
-fn read_adopted(directory: &Path) -> Result<BTreeMap<[u8; 16], Numbered>, KeyError> {
+fn read_adopted(
+    directory: &Path,
+    sealing: &Sealing,
+) -> Result<BTreeMap<[u8; 16], Numbered>, KeyError> {
     let ids = files::adopted_keystores(directory)?;
     if ids.len() > MAX_ADOPTED {
         return Err(damaged(directory, "has too many adopted keystores"));
@@ -119,7 +102,7 @@ fn read_adopted(directory: &Path) -> Result<BTreeMap<[u8; 16], Numbered>, KeyErr
     let read = |id| {
         Ok((
             id,
-            read_numbered(&files::adopted_versions(directory, id), id)?,
+            read_numbered(&files::adopted_versions(directory, id), id, sealing)?,
         ))
     };
     let mut adopted = ids

@@ -94,7 +94,7 @@ impl Argon2idCost {
     };
 
     /// True if a reader accepts the cost.
-    fn is_within_limits(self) -> bool {
+    pub(super) fn is_within_limits(self) -> bool {
         (1..=MAX_LANES).contains(&self.lanes)
             && (8 * self.lanes..=MAX_MEMORY_KIB).contains(&self.memory_kib)
             && self.passes > 0
@@ -273,6 +273,35 @@ impl TransportKeys {
             allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
         };
         audited(role, context, unwrap)
+    }
+
+    /// Seals a part of a keystore's backup.
+    pub(super) fn seal_part(
+        &self,
+        role: Role,
+        additional_data: &[u8],
+        text: Zeroizing<Vec<u8>>,
+    ) -> Result<Vec<u8>, KeyError> {
+        aead::seal(&*self.cipher(role)?, additional_data, text)
+    }
+
+    /// Opens a part of a keystore's backup; `None` if it does not authenticate.
+    pub(super) fn open_part(
+        &self,
+        role: Role,
+        additional_data: &[u8],
+        sealed: &[u8],
+    ) -> Option<Zeroizing<Vec<u8>>> {
+        aead::open(&*self.cipher(role).ok()?, additional_data, sealed)
+    }
+
+    fn cipher(&self, role: Role) -> Result<Box<dyn RoleCipher>, KeyError> {
+        Ok(match role {
+            Role::Customer => Box::new(aead::customer_cipher(self.customer.expose())?),
+            Role::Infrastructure => {
+                Box::new(aead::infrastructure_cipher(self.infrastructure.expose())?)
+            }
+        })
     }
 
     fn open(
