@@ -55,10 +55,11 @@ impl Unlocked {
         Consent::give(&self.header, &self.keys, change)
     }
 
-    /// Proves that a provider opens every key set by a slot ([`prove_slot`]).
+    /// Proves that a provider opens every key set by a slot: unwraps each with a key of the slot, and
+    /// compares. Returns the key, the newest one that the provider has.
     ///
     /// # Errors
-    /// As [`prove_slot`].
+    /// The provider has no key of the slot, or it does not open what is wrapped to it.
     pub fn prove_slot(
         &self,
         provider: &dyn CustomerKeyProvider,
@@ -77,10 +78,11 @@ impl Volume {
         Consent::give(&self.header(), &self.keys, change)
     }
 
-    /// Proves that a provider opens every key set by a slot ([`prove_slot`]).
+    /// Proves that a provider opens every key set by a slot: unwraps each with a key of the slot, and
+    /// compares. Returns the key, the newest one that the provider has.
     ///
     /// # Errors
-    /// As [`prove_slot`].
+    /// The provider has no key of the slot, or it does not open what is wrapped to it.
     pub fn prove_slot(
         &self,
         provider: &dyn CustomerKeyProvider,

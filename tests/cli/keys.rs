@@ -61,10 +61,14 @@ fn slots_are_added_listed_and_removed() {
         let again = format!("key add {path} --customer-key file:second.pem");
         fails(&place.run(&again), 1, "in slot 2 already");
         done(place, &format!("key test {path}"));
-        done(place, &format!("key test {path} 2"));
+        fails(
+            &place.run(&format!("key test {path} 2")),
+            1,
+            "the key of slot 2 was not named",
+        );
         done(
             place,
-            &format!("key test {path} --customer-key file:second.pem"),
+            &format!("key test {path} 2 --customer-key file:second.pem"),
         );
         fails(&place.run(&format!("key test {path} 3")), 1, "no slot 3");
         if let Some(mount) = mount {

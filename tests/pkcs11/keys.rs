@@ -18,7 +18,7 @@ fn wraps_and_unwraps(token: &Token, algorithm: WrapAlgorithm) {
     assert!(key.can_unwrap());
     round_trip(&*key, &version);
     // What another program wrapped to the same key opens too, whatever it knows of the version.
-    let mut other = version.clone();
+    let mut other = version;
     other.name = Some("../../no such name".to_owned());
     round_trip(&*key, &other);
 }
@@ -38,7 +38,7 @@ fn kryoptic_does_sha_256() {
         // A wrap from a time when it could not.
         let key = open(token, &token.uri("id=%01")).unwrap();
         let version = key.current().unwrap();
-        let mut old = version.clone();
+        let mut old = version;
         old.key = old.key.with_algorithm(WrapAlgorithm::RsaOaepSha1);
         round_trip(&*key, &old);
     });

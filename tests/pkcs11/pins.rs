@@ -15,7 +15,7 @@ fn a_pin_comes_from_the_passphrase_file_or_the_uri() {
         let wrong = token.secret("wrong", "wrong-pin");
         let with_source = format!("{uri}&pin-source=file:{}", file.display());
         for (uri, source) in [
-            (&uri, PassphraseSource::File(file.clone())),
+            (&uri, PassphraseSource::File(file)),
             (&with_source, PassphraseSource::None),
             (&with_source, PassphraseSource::File(wrong)),
         ] {

@@ -134,7 +134,7 @@ fn wrong_and_missing_keys_are_told_apart() {
     let uri = KeyUri::from_file(&path).expect("uri");
     let error = keys.open(&store, Some(uri)).expect_err("another key");
     assert_eq!(error.kind(), ErrorKind::WrongKey);
-    assert!(error.to_string().contains(&other.fingerprint()), "{error}");
+    assert!(error.to_string().contains(other.fingerprint()), "{error}");
     // A key that failed is not remembered.
     let record = keys.keystore().record(id).expect("read").expect("record");
     assert_eq!(record.customer_key, Some(keys.private().to_string()));

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::recovery_paper;
-use super::target::{ConsentArg, Target, TargetArgs, open_key, uri_option};
+use super::target::{
+    ConsentArg, Target, TargetArgs, new_passphrase, open_key, proven_key, uri_option,
+};
 use crate::cli::output::print;
 use crate::control::paths;
 use crate::diagnostics::{UserError, notice};
+use crate::keys::CustomerKeyProvider;
 use crate::keys::customer::recovery::{RecoveryKey, Split};
-use crate::keys::{CustomerKeyProvider, PassphraseSource};
-use crate::volume::slot::{SlotKey, SlotKind};
+use crate::volume::slot::SlotKind;
 use crate::volume::{SlotChange, SlotNumber};
 
 #[derive(Args, Debug)]
@@ -54,17 +56,6 @@ pub(in crate::cli) struct RemoveArgs {
     slot: u8,
     #[command(flatten)]
     consent: ConsentArg,
-}
-
-/// The source of the passphrase of a new key.
-///
-/// # Errors
-/// The working directory is not known.
-pub(super) fn new_passphrase(file: Option<&PathBuf>) -> Result<PassphraseSource, UserError> {
-    match file {
-        Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
-        None => Ok(PassphraseSource::Prompt),
-    }
 }
 
 /// Adds a slot.
@@ -117,31 +108,10 @@ fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
         recovery_paper::show(&target.path, &texts, args.shares)?;
     }
     notice(format_args!(
-        "slot {slot} of {} opens with the recovery code: bilayer mount -o customer_key=recovery: ...",
+        "slot {slot} of {} opens with the recovery code: bilayer mount -o customer_key=recovery: VOLUME DIR",
         target.path.display()
     ));
     Ok(())
-}
-
-/// The current version of a key, which has opened what was wrapped to it. Of a public half that is
-/// not known.
-///
-/// # Errors
-/// The key is not available, or does not open what was wrapped to it.
-pub(super) fn proven_key(
-    doing: &str,
-    provider: &dyn CustomerKeyProvider,
-) -> Result<SlotKey, UserError> {
-    let failed = |error| UserError::key(doing, &error);
-    let version = provider.current().map_err(failed)?;
-    if provider.can_unwrap() {
-        version.prove(provider).map_err(failed)?;
-    } else {
-        notice(format_args!(
-            "this is only the public half of the key: that it opens the volume is not proven"
-        ));
-    }
-    Ok(SlotKey::new(&version, 0))
 }
 
 /// A slot whose key does not open the volume is removed again.

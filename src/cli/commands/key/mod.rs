@@ -48,7 +48,7 @@ pub(in crate::cli) enum KeyCommand {
     /// Prove that a key opens the volume, without changing anything
     #[command(
         after_help = "Unwraps every data key, and compares it with what the volume was sealed \
-        under.\n\nExamples:\n  bilayer key test /srv/vault\n  bilayer key test /srv/vault 2"
+        under.\n\nExamples:\n  bilayer key test /srv/vault\n  bilayer key test /srv/vault --customer-key file:/media/spare.pem"
     )]
     Test(test::TestArgs),
     /// Choose the key by which this machine opens a volume from now on

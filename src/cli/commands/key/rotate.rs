@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::add::{new_passphrase, proven_key};
-use super::target::{ConsentArg, Target, TargetArgs, open_key, uri_option};
+use super::target::{
+    ConsentArg, Target, TargetArgs, new_passphrase, open_key, proven_key, slot_uri, uri_option,
+};
 use crate::cli::output::print;
 use crate::diagnostics::UserError;
-use crate::keys::{CustomerKeyProvider, KeyUri};
+use crate::keys::CustomerKeyProvider;
 use crate::volume::slot::Slot;
 use crate::volume::{SlotChange, SlotNumber};
 
@@ -47,9 +48,7 @@ pub(super) fn run(args: &RotateArgs) -> Result<(), UserError> {
     })?;
     let uri = match &to {
         Some(uri) => uri.clone(),
-        None if number == opened_by.key.slot => opened_by.uri.clone(),
-        // The superblock has been verified.
-        None => KeyUri::parse(&slot.provider).map_err(|error| UserError::key(&doing, &error))?,
+        None => slot_uri(&doing, &slots, number, &opened_by)?,
     };
     let source = match &to {
         Some(_) => new_passphrase(args.new_passphrase_file.as_ref())?,

@@ -18,9 +18,10 @@ use crate::control::request::Operation;
 use crate::control::response::{Discard, Outcome};
 use crate::daemon::mount::open_with_retry;
 use crate::daemon::options;
-use crate::diagnostics::{ExitCode, UserError};
+use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::keys::{CustomerKeyProvider, KeyUri, PassphraseSource, customer};
 use crate::store::directory::DirectoryStore;
+use crate::volume::slot::{SlotKey, SlotKind};
 use crate::volume::{
     self, OpenOptions, OpenedBy, SlotChange, SlotNumber, Slots, SlottedKey, Unlocked, Volume,
 };
@@ -62,6 +63,35 @@ pub(super) fn uri_option(text: &str) -> Result<KeyUri, UserError> {
     options::key_uri(text, &paths::working_directory()?)
 }
 
+/// The URI of a slot's key, for a command that was given none: the one that opened the volume, or a
+/// recovery code. Any other URI in a superblock was chosen by the holder of that slot. It might name
+/// a program, a module or a host that this user never agreed to use.
+///
+/// # Errors
+/// The slot has another URI, or there is no such slot.
+pub(super) fn slot_uri(
+    doing: &str,
+    slots: &Slots,
+    number: SlotNumber,
+    opened_by: &OpenedBy,
+) -> Result<KeyUri, UserError> {
+    let slot = slots.get(number).ok_or_else(|| {
+        UserError::usage(format!("{doing}: there is no slot {number}"))
+            .with_hint("look at the slots with bilayer key list")
+    })?;
+    if number == opened_by.key.slot {
+        return Ok(opened_by.uri.clone());
+    }
+    if slot.kind == SlotKind::Recovery {
+        return Ok(KeyUri::recovery());
+    }
+    let message = format!("{doing}: the key of slot {number} was not named");
+    Err(UserError::usage(message).with_hint(format!(
+        "name it, if you trust it: the slot has {}",
+        slot.provider.escape_debug()
+    )))
+}
+
 /// Opens a key, for a message that begins with `doing`.
 ///
 /// # Errors
@@ -72,6 +102,38 @@ pub(super) fn open_key(
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, UserError> {
     customer::open(uri, passphrase).map_err(|error| UserError::key(doing, &error))
+}
+
+/// The source of the passphrase of a new key.
+///
+/// # Errors
+/// The working directory is not known.
+pub(super) fn new_passphrase(file: Option<&PathBuf>) -> Result<PassphraseSource, UserError> {
+    match file {
+        Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
+        None => Ok(PassphraseSource::Prompt),
+    }
+}
+
+/// The current version of a key, which has opened what was wrapped to it. Of a public half that is
+/// not known.
+///
+/// # Errors
+/// The key is not available, or does not open what was wrapped to it.
+pub(super) fn proven_key(
+    doing: &str,
+    provider: &dyn CustomerKeyProvider,
+) -> Result<SlotKey, UserError> {
+    let failed = |error| UserError::key(doing, &error);
+    let version = provider.current().map_err(failed)?;
+    if provider.can_unwrap() {
+        version.prove(provider).map_err(failed)?;
+    } else {
+        notice(format_args!(
+            "this is only the public half of the key: that it opens the volume is not proven"
+        ));
+    }
+    Ok(SlotKey::new(&version, 0))
 }
 
 /// A volume whose keys this process has unwrapped.
@@ -85,12 +147,15 @@ pub(super) struct Target {
 }
 
 enum Backend {
-    Daemon {
-        daemon: ControlClient,
-        store: DirectoryStore,
-        unlocked: Box<Unlocked>,
-    },
+    Daemon(Box<Mounted>),
     Own(Box<Volume>),
+}
+
+/// A mounted volume: its daemon, and what this process has unwrapped.
+struct Mounted {
+    daemon: ControlClient,
+    store: DirectoryStore,
+    unlocked: Unlocked,
 }
 
 impl Target {
@@ -121,11 +186,11 @@ impl Target {
         let failed = |error| UserError::volume(doing, &error);
         let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
         let backend = match holder {
-            Holder::Daemon { control, .. } => Backend::Daemon {
-                unlocked: Box::new(volume::unlock(&store, &options).map_err(failed)?),
+            Holder::Daemon { control, .. } => Backend::Daemon(Box::new(Mounted {
+                unlocked: volume::unlock(&store, &options).map_err(failed)?,
                 daemon: control,
                 store,
-            },
+            })),
             Holder::Mount(_) => return Err(daemon_is_not_ours(&located.path, doing)),
             Holder::Unknown(error) => return Err(error),
             Holder::Nobody => Backend::Own(Box::new(open_here(&located, store, &options, doing)?)),
@@ -145,7 +210,7 @@ impl Target {
     /// The slots.
     pub(super) fn slots(&self) -> Slots {
         match &self.backend {
-            Backend::Daemon { unlocked, .. } => unlocked.header.slots().clone(),
+            Backend::Daemon(mounted) => mounted.unlocked.header.slots().clone(),
             Backend::Own(volume) => volume.header().slots().clone(),
         }
     }
@@ -156,7 +221,7 @@ impl Target {
     /// The volume is platform-managed.
     pub(super) fn opened_by(&self) -> Result<OpenedBy, UserError> {
         let opened_by = match &self.backend {
-            Backend::Daemon { unlocked, .. } => unlocked.opened_by.clone(),
+            Backend::Daemon(mounted) => mounted.unlocked.opened_by.clone(),
             Backend::Own(volume) => volume.opened_by.clone(),
         };
         opened_by.ok_or_else(|| platform_managed(&self.doing))
@@ -173,11 +238,12 @@ impl Target {
                 let consent = volume.consent(change).map_err(failed)?;
                 volume.change_slots(change, &consent).map_err(failed)
             }
-            Backend::Daemon {
-                daemon,
-                store,
-                unlocked,
-            } => {
+            Backend::Daemon(mounted) => {
+                let Mounted {
+                    daemon,
+                    store,
+                    unlocked,
+                } = &mut **mounted;
                 let operation = Operation::ChangeSlots {
                     change: change.clone(),
                     consent: unlocked.consent(change).map_err(failed)?,
@@ -202,7 +268,7 @@ impl Target {
         slot: SlotNumber,
     ) -> Result<SlottedKey, UserError> {
         let proven = match &self.backend {
-            Backend::Daemon { unlocked, .. } => unlocked.prove_slot(provider, slot),
+            Backend::Daemon(mounted) => mounted.unlocked.prove_slot(provider, slot),
             Backend::Own(volume) => volume.prove_slot(provider, slot),
         };
         proven.map_err(|error| UserError::volume(&self.doing, &error))

@@ -2,10 +2,9 @@
 
 use clap::Args;
 
-use super::target::{Target, TargetArgs, open_key, uri_option};
+use super::target::{Target, TargetArgs, open_key, slot_uri, uri_option};
 use crate::cli::output::{print, print_json};
 use crate::diagnostics::UserError;
-use crate::keys::KeyUri;
 use crate::volume::{SlotChange, SlotNumber};
 
 #[derive(Args, Debug)]
@@ -52,14 +51,7 @@ pub(super) fn run(args: &TestArgs) -> Result<(), UserError> {
     let opened_by = target.opened_by()?;
     let (key, uri) = match args.slot.map(SlotNumber) {
         Some(slot) if slot != opened_by.key.slot => {
-            let slots = target.slots();
-            let found = slots.get(slot).ok_or_else(|| {
-                UserError::usage(format!("{doing}: there is no slot {slot}"))
-                    .with_hint("look at the slots with bilayer key list")
-            })?;
-            // The superblock has been verified.
-            let uri = KeyUri::parse(&found.provider);
-            let uri = uri.map_err(|error| UserError::key(&doing, &error))?;
+            let uri = slot_uri(&doing, &target.slots(), slot, &opened_by)?;
             let provider = open_key(&doing, &uri, &target.passphrase)?;
             (target.prove_slot(&*provider, slot)?, uri)
         }
