@@ -11,7 +11,8 @@
 //! superblock holds for it is the old one removed.
 //!
 //! The daemon of a mount holds the data keys for everybody who uses the mount, so each change needs
-//! a [`Consent`]: the proof that whoever asks has just opened the customer DEK with a key of theirs.
+//! a [`Consent`]: the proof that whoever asks has just opened the customer DEK with a key of
+//! theirs.
 
 use serde::{Deserialize, Serialize};
 

@@ -14,7 +14,7 @@
 //! | `volume`, `incarnation`, `meta` | ids, 32 hexadecimal digits |
 //! | `sequence` | number of this superblock, raised whenever it is rewritten |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
-//! | `slots` | up to 8 of `{number, kind, label, added, provider, keys: [{version, algorithm, public_key, added}]}` |
+//! | `slots` | up to 8 of `{number, kind, label, added, provider, keys}` ([`super::slot`]) |
 //! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: […], infrastructure: […]}` |
 //! | `provenance` | null, or the volume and image it was made from, and whether elsewhere |
 //!
@@ -228,8 +228,8 @@ impl HeaderContents {
         }
     }
 
-    /// The superblock with other slots, and the wraps that they need. Its number is higher than this
-    /// one's and than `above`.
+    /// The superblock with other slots, and the wraps that they need. Its number is higher than
+    /// this one's and than `above`.
     pub(crate) fn with_slots(
         &self,
         slots: Slots,

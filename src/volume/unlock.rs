@@ -55,8 +55,8 @@ impl Unlocked {
         Consent::give(&self.header, &self.keys, change)
     }
 
-    /// Proves that a provider opens every key set by a slot: unwraps each with a key of the slot, and
-    /// compares. Returns the key, the newest one that the provider has.
+    /// Proves that a provider opens every key set by a slot: unwraps each with a key of the slot,
+    /// and compares. Returns the key, the newest one that the provider has.
     ///
     /// # Errors
     /// The provider has no key of the slot, or it does not open what is wrapped to it.
@@ -78,8 +78,8 @@ impl Volume {
         Consent::give(&self.header(), &self.keys, change)
     }
 
-    /// Proves that a provider opens every key set by a slot: unwraps each with a key of the slot, and
-    /// compares. Returns the key, the newest one that the provider has.
+    /// Proves that a provider opens every key set by a slot: unwraps each with a key of the slot,
+    /// and compares. Returns the key, the newest one that the provider has.
     ///
     /// # Errors
     /// The provider has no key of the slot, or it does not open what is wrapped to it.
@@ -92,8 +92,8 @@ impl Volume {
     }
 }
 
-/// Unwraps the customer DEK of every key set with a key of that slot, and compares. Returns the key:
-/// the newest one that the provider has.
+/// Unwraps the customer DEK of every key set with a key of that slot, and compares. Returns the
+/// key: the newest one that the provider has.
 fn prove_slot(
     header: &HeaderContents,
     keys: &KeyRing,

@@ -35,15 +35,18 @@ pub(crate) fn check_circles(sources: &[(String, String)]) -> Vec<String> {
 /// Commands of the command line that use another command.
 fn commands_of_commands(sources: &[(String, String)]) -> Vec<String> {
     let house = House::new(sources);
-    let is_command = |path: &str| {
-        let command = path.strip_prefix("src/cli/commands/");
-        command.is_some_and(|file| file != "mod.rs")
+    // The files of a folder are one command.
+    let command_of = |path: &str| -> Option<String> {
+        let path = path.strip_prefix("src/cli/commands/")?;
+        let name = path.split('/').next()?.trim_end_matches(".rs");
+        (name != "mod").then(|| name.to_owned())
     };
     let mut complaints = Vec::new();
     for (at, file) in house.files.iter().enumerate() {
         for other in house.imports_of(at) {
             let other = &house.files[other].path;
-            if is_command(&file.path) && is_command(other) {
+            let (own, other_command) = (command_of(&file.path), command_of(other));
+            if own.is_some() && other_command.is_some() && own != other_command {
                 complaints.push(format!(
                     "{}: a command uses another one, {other}",
                     file.path

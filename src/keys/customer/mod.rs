@@ -1,9 +1,9 @@
 //! Customer keys: RSA keys that wrap customer DEKs, wherever they are stored.
 //!
 //! A provider finds the key that a URI names, and decrypts with its private half. Wrapping needs
-//! only the public half and is done here ([`WrappingKey`]), the same for all providers. So a key can
-//! be moved to another kind of storage without changing stored wraps, and DEKs that are drawn later
-//! are wrapped without the provider.
+//! only the public half and is done here ([`WrappingKey`]), the same for all providers. So a key
+//! can be moved to another kind of storage without changing stored wraps, and DEKs that are drawn
+//! later are wrapped without the provider.
 //!
 //! A key may have versions. They are told apart by their public halves; their names serve people
 //! and the provider's requests.
@@ -19,6 +19,7 @@ use crate::sys::wipe::with_secrets;
 
 mod exec;
 pub mod file;
+mod hpke;
 #[cfg(feature = "openbao")]
 mod openbao;
 mod pem;

@@ -2,12 +2,12 @@
 //!
 //! | name in the superblock | algorithm |
 //! |---|---|
-//! | `RSA-OAEP-256` | RSA-OAEP with SHA-256 for both hashes and an empty label (RFC 8017 section 7.1) |
+//! | `RSA-OAEP-256` | RSA-OAEP with SHA-256 and an empty label (RFC 8017 section 7.1) |
 //! | `RSA-OAEP` | the same with SHA-1, for tokens that can do no other |
+//! | `HPKE-X25519-SHA256-ChaCha20Poly1305` | HPKE, for recovery codes ([`super::hpke`]) |
 //!
-//! | `HPKE-X25519-SHA256-ChaCha20Poly1305` | HPKE, for recovery codes ([`super::recovery`]) |
-//!
-//! The security of OAEP does not depend on collisions of its hash, which is what SHA-1 lacks.
+//! RSA-OAEP has the same hash in MGF1. The security of OAEP does not depend on collisions of its
+//! hash, which is what SHA-1 lacks.
 //!
 //! The names are those of RFC 7518. A public key is stored as its SubjectPublicKeyInfo (RFC 5280)
 //! in DER, and identified by the SHA-256 of that: its fingerprint.
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::RSA_BITS;
-use super::recovery::{self, OVERHEAD_BYTES, PUBLIC_KEY_BYTES};
+use super::hpke::{self, OVERHEAD_BYTES, PUBLIC_KEY_BYTES};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::sys::wipe::with_secrets;
 
@@ -214,7 +214,7 @@ impl WrappingKey {
             )
         };
         match (&self.half, self.algorithm.padding()) {
-            (PublicHalf::X25519(key), _) => with_secrets(|| recovery::seal(key, plain)),
+            (PublicHalf::X25519(key), _) => with_secrets(|| hpke::seal(key, plain)),
             // The padded number reveals the plaintext.
             (PublicHalf::Rsa(key), Some(padding)) => {
                 with_secrets(|| key.encrypt(&mut OsRng, padding, plain))

@@ -27,7 +27,8 @@ const INFRASTRUCTURE: u8 = 2;
 pub struct Forger<'a> {
     /// The victim's platform keystore.
     pub keystore: &'a Path,
-    /// The public half of the victim's customer key, which is in slot 1; `None` for a platform-managed volume.
+    /// The public half of the victim's customer key, which is in slot 1; `None` for a
+    /// platform-managed volume.
     pub customer: Option<&'a WrappingKey>,
 }
 

@@ -108,7 +108,8 @@ fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
         recovery_paper::show(&target.path, &texts, args.shares)?;
     }
     notice(format_args!(
-        "slot {slot} of {} opens with the recovery code: bilayer mount -o customer_key=recovery: VOLUME DIR",
+        "slot {slot} of {} opens with the recovery code: bilayer mount -o \
+         customer_key=recovery: VOLUME DIR",
         target.path.display()
     ));
     Ok(())
@@ -143,8 +144,8 @@ pub(super) fn run_remove(args: &RemoveArgs) -> Result<(), UserError> {
     target.change(&SlotChange::Remove { slot })?;
     if own {
         notice(format_args!(
-            "this machine opened the volume with the removed key: name another one with bilayer key \
-             set"
+            "this machine opened the volume with the removed key: name another one with \
+             bilayer key set"
         ));
     }
     print(&format!(

@@ -34,21 +34,22 @@ pub(in crate::cli) enum KeyCommand {
     Add(add::AddArgs),
     /// Remove a slot: its key no longer opens the volume
     #[command(
-        after_help = "Whoever kept a copy of the volume's directory, or of volume.json, still opens \
-        it with the removed key.\n\nExample:\n  bilayer key remove /srv/vault 2"
+        after_help = "Whoever kept a copy of the volume's directory, or of volume.json, still \
+        opens it with the removed key.\n\nExample:\n  bilayer key remove /srv/vault 2"
     )]
     Remove(add::RemoveArgs),
     /// Wrap the volume's keys under the newest version of a slot's key, or under another key
     #[command(
-        after_help = "Only the wraps of the data keys are replaced; no data is written anew. The old \
-        key stays until the new\none has opened the volume.\n\nExamples:\n  bilayer key rotate \
-        /srv/vault\n  bilayer key rotate /srv/vault --to file:/media/new.pem"
+        after_help = "Only the wraps of the data keys are replaced; no data is written anew. \
+        The old key stays until the new\none has opened the volume.\n\nExamples:\n  \
+        bilayer key rotate /srv/vault\n  bilayer key rotate /srv/vault --to file:/media/new.pem"
     )]
     Rotate(rotate::RotateArgs),
     /// Prove that a key opens the volume, without changing anything
     #[command(
         after_help = "Unwraps every data key, and compares it with what the volume was sealed \
-        under.\n\nExamples:\n  bilayer key test /srv/vault\n  bilayer key test /srv/vault --customer-key file:/media/spare.pem"
+        under.\n\nExamples:\n  bilayer key test /srv/vault\n  bilayer key test /srv/vault \
+        --customer-key file:/media/spare.pem"
     )]
     Test(test::TestArgs),
     /// Choose the key by which this machine opens a volume from now on

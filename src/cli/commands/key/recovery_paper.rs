@@ -1,5 +1,5 @@
-//! How a recovery code reaches its holder: on the terminal, with a QR code, or in files. It is shown
-//! once and stored nowhere else.
+//! How a recovery code reaches its holder: on the terminal, with a QR code, or in files. It is
+//! shown once and stored nowhere else.
 
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
@@ -14,7 +14,8 @@ use crate::cli::output::print;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::keys::customer::recovery::Split;
 
-/// Prints the code, or the shares. On a terminal each comes with a QR code and a word on what it is.
+/// Prints the code, or the shares. On a terminal each comes with a QR code and a word on what it
+/// is.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -28,9 +29,9 @@ pub(super) fn show(
     if is_terminal {
         let volume = volume.display();
         paper.push_str(&match split {
-            None => format!("Recovery code of {volume}. It opens the volume without any other key, "),
+            None => format!("Recovery code of {volume}. It opens the volume without another key, "),
             Some(Split { needed, shares }) => format!(
-                "Recovery code of {volume} in {shares} shares. Any {needed} of them open the volume, "
+                "Recovery code of {volume} in {shares} shares. Any {needed} of them open it, "
             ),
         });
         paper.push_str(

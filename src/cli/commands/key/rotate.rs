@@ -23,7 +23,8 @@ pub(in crate::cli) struct RotateArgs {
     /// Number of the slot [default: the one whose key opens the volume]
     #[arg(long, value_name = "SLOT")]
     slot: Option<u8>,
-    /// File whose first line is the passphrase of the other key [default: asked for on the terminal]
+    /// File whose first line is the passphrase of the other key [default: asked for on the
+    /// terminal]
     #[arg(long, value_name = "FILE", requires = "to")]
     new_passphrase_file: Option<PathBuf>,
     #[command(flatten)]

@@ -64,8 +64,8 @@ pub(super) fn uri_option(text: &str) -> Result<KeyUri, UserError> {
 }
 
 /// The URI of a slot's key, for a command that was given none: the one that opened the volume, or a
-/// recovery code. Any other URI in a superblock was chosen by the holder of that slot. It might name
-/// a program, a module or a host that this user never agreed to use.
+/// recovery code. Any other URI in a superblock was chosen by the holder of that slot. It might
+/// name a program, a module or a host that this user never agreed to use.
 ///
 /// # Errors
 /// The slot has another URI, or there is no such slot.
@@ -159,8 +159,8 @@ struct Mounted {
 }
 
 impl Target {
-    /// Unwraps the keys of the volume, with the named customer key or the remembered one. `doing` is
-    /// the beginning of error messages.
+    /// Unwraps the keys of the volume, with the named customer key or the remembered one. `doing`
+    /// is the beginning of error messages.
     ///
     /// # Errors
     /// There is no such volume, the key does not open it, or the process that uses it cannot be

@@ -10,8 +10,8 @@
 //! blanks, hyphens and case do not count when it is read.
 //!
 //! The threshold is how many different shares give the seed (Shamir), and the number is that of the
-//! share, from 1; both are 0 for a whole code. The set id is the beginning of the fingerprint of the
-//! public key, by which shares that do not belong together are told apart.
+//! share, from 1; both are 0 for a whole code. The set id is the beginning of the fingerprint of
+//! the public key, by which shares that do not belong together are told apart.
 
 use bech32::{Bech32m, Hrp};
 use blahaj::{Share, Sharks};

@@ -1,21 +1,17 @@
 //! `recovery:` keys: a code on paper, for the day on which every other key is lost.
 //!
-//! The code holds a random seed of 32 bytes. `DeriveKeyPair` of DHKEM(X25519, HKDF-SHA256) (RFC 9180
-//! section 7.1.3) makes a key pair of it, and DEKs are wrapped to its public half by HPKE in base
-//! mode with HKDF-SHA256 and ChaCha20-Poly1305, and the `info` [`INFO`]. So DEKs that are drawn
-//! later are wrapped for the code too, without the code.
+//! The code holds a random seed of 32 bytes, which gives a key pair ([`super::hpke`]). DEKs are
+//! wrapped to its public half. So DEKs that are drawn later are wrapped for the code too, without
+//! the code.
 
 mod code;
 
 use std::fmt;
 use std::path::Path;
 
-use hpke::aead::ChaCha20Poly1305;
-use hpke::kdf::HkdfSha256;
-use hpke::kem::{Kem, X25519HkdfSha256};
-use hpke::{Deserializable, OpModeR, OpModeS, Serializable};
 use zeroize::Zeroizing;
 
+use super::hpke;
 use super::wrapping_key::{WrapAlgorithm, WrappingKey};
 use super::{CustomerKeyProvider, KeyVersion, does_not_decrypt, not_this_key};
 use crate::keys::error::{ErrorKind, KeyError};
@@ -30,24 +26,14 @@ pub use code::Split;
 
 /// Bytes of the seed.
 pub const SEED_BYTES: usize = 32;
-/// Bytes of an X25519 public key.
-pub const PUBLIC_KEY_BYTES: usize = 32;
-/// Bytes that a wrap is longer than what it wraps: encapsulated key and tag.
-pub const OVERHEAD_BYTES: usize = 48;
-/// The `info` of HPKE.
-pub const INFO: &[u8] = b"bilayer recovery 1";
 /// What prompts and errors call it.
 const SHOWN: &str = "the recovery code";
-
-type PrivateKey = <X25519HkdfSha256 as Kem>::PrivateKey;
-type PublicKey = <X25519HkdfSha256 as Kem>::PublicKey;
-type EncappedKey = <X25519HkdfSha256 as Kem>::EncappedKey;
 
 /// A recovery code.
 pub struct RecoveryKey {
     uri: KeyUri,
     key: WrappingKey,
-    private: PrivateKey,
+    private: hpke::PrivateKey,
     seed: Seed,
 }
 
@@ -83,10 +69,10 @@ impl RecoveryKey {
     }
 
     fn from_seed(seed: Seed) -> Result<Self, KeyError> {
-        let (private, public) = X25519HkdfSha256::derive_keypair(&seed);
+        let (private, public) = hpke::key_pair(&seed);
         Ok(Self {
             uri: KeyUri::recovery(),
-            key: WrappingKey::from_x25519(public.to_bytes().as_slice())?,
+            key: WrappingKey::from_x25519(&public)?,
             private,
             seed,
         })
@@ -134,7 +120,8 @@ impl CustomerKeyProvider for RecoveryKey {
         if version.key.algorithm() != WrapAlgorithm::HpkeX25519 {
             return Err(does_not_decrypt(&self.uri));
         }
-        with_secrets(|| open(&self.private, ciphertext)).ok_or_else(|| does_not_decrypt(&self.uri))
+        with_secrets(|| hpke::open(&self.private, ciphertext))
+            .ok_or_else(|| does_not_decrypt(&self.uri))
     }
 }
 
@@ -144,36 +131,6 @@ impl fmt::Debug for RecoveryKey {
             .field("key", &self.key)
             .finish_non_exhaustive()
     }
-}
-
-/// Wraps to a public key.
-pub(super) fn seal(public: &[u8; PUBLIC_KEY_BYTES], plain: &[u8]) -> Result<Vec<u8>, KeyError> {
-    let failed = || KeyError::new(ErrorKind::KeyUnavailable, "the recovery key cannot wrap");
-    let public = PublicKey::from_bytes(public).map_err(|_| failed())?;
-    let (encapped, sealed) =
-        hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
-            &OpModeS::Base,
-            &public,
-            INFO,
-            plain,
-            &[],
-        )
-        .map_err(|_| failed())?;
-    Ok([encapped.to_bytes().as_slice(), &sealed].concat())
-}
-
-fn open(private: &PrivateKey, ciphertext: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    let (encapped, sealed) = ciphertext.split_at_checked(PUBLIC_KEY_BYTES)?;
-    let encapped = EncappedKey::from_bytes(encapped).ok()?;
-    let plain = hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
-        &OpModeR::Base,
-        private,
-        &encapped,
-        INFO,
-        sealed,
-        &[],
-    );
-    plain.ok().map(Zeroizing::new)
 }
 
 #[cfg(test)]
