@@ -53,6 +53,8 @@ pub(crate) struct Report {
     pub(crate) header: HeaderReport,
     /// The fingerprint of the customer DEK; needs the keys.
     pub(crate) fingerprint: Option<String>,
+    /// How the daemon's last look at the customer key went; `None` if it does not look.
+    pub(crate) key_check: Option<KeyCheckReport>,
     /// The platform keystore that was used or looked at.
     #[serde(serialize_with = "as_text_if_any")]
     pub(crate) platform_keystore: Option<PathBuf>,
@@ -186,6 +188,17 @@ pub(crate) struct KeySetReport {
     pub(crate) customer: Vec<WrapReport>,
     /// The wraps of its infrastructure DEK.
     pub(crate) infrastructure: Vec<WrapReport>,
+}
+
+/// How the daemon's last look at the customer key went.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct KeyCheckReport {
+    /// The key's URI.
+    pub(crate) uri: String,
+    /// When it was: RFC 3339, UTC.
+    pub(crate) checked: Option<String>,
+    /// Why it failed; `None` if it did not.
+    pub(crate) error: Option<String>,
 }
 
 /// A slot.
@@ -333,7 +346,7 @@ pub(crate) fn record_report(record: &VolumeRecord) -> RecordReport {
 }
 
 /// RFC 3339, in UTC; `None` if the clock was not set at that time.
-fn utc(secs: i64) -> Option<String> {
+pub(crate) fn utc(secs: i64) -> Option<String> {
     let time = Timestamp::from_second(secs).ok();
     let time = time.filter(|_| clock::is_set(secs));
     time.map(|time| time.to_string())

@@ -17,6 +17,7 @@
 
 pub(crate) mod background;
 pub(crate) mod create;
+mod customer_key;
 mod directories;
 mod effective_options;
 mod former_identity;

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::background::{Readiness, in_background};
+use super::customer_key::{self, KeyCheck, watch_customer_key};
 use super::directories::{MountDirectories, prepare_directories};
 use super::effective_options::{filesystem_options, fuse_options};
 use super::former_identity::FormerIdentity;
@@ -21,7 +22,7 @@ use super::log::Log;
 use super::mount_record::{audit_unmount, log_reopener, mount_record, record_in_background};
 use super::mount_request::MountRequest;
 use super::remount::remount;
-use super::request_handler::{MountedOn, publish_mount_name, start_control_server};
+use super::request_handler::{MountedOn, Reports, publish_mount_name, start_control_server};
 use super::utab;
 use crate::audit::{self, Record};
 use crate::control::directory::VolumeDirectory;
@@ -223,7 +224,13 @@ fn serve(
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| UserError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
-    let control = start_control_server(path, &filesystem, report, read_only, &mounted_on);
+    let key_check = KeyCheck::default();
+    let reports = Reports {
+        at_mount: report,
+        read_only,
+        key_check: Arc::clone(&key_check),
+    };
+    let control = start_control_server(path, &filesystem, reports, &mounted_on);
     let mut recorded = None;
     let served = fuse::mount(
         Arc::clone(&filesystem),
@@ -247,6 +254,9 @@ fn serve(
             }
             if !read_only {
                 watch_platform_keys(&filesystem);
+                let interval = request.options.key_check.unwrap_or(customer_key::INTERVAL);
+                let passphrase = request.passphrase();
+                watch_customer_key(&filesystem, &passphrase, interval, &key_check);
             }
             ready();
         },

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use super::customer_key::KeyCheck;
 use super::operations::perform;
 use super::remount::apply_remount;
 use super::utab;
@@ -28,8 +29,7 @@ pub(super) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
 struct Daemon {
     /// Held weakly: the volume's lock is released with the filesystem.
     filesystem: Weak<Filesystem>,
-    report: Report,
-    read_only: bool,
+    reports: Reports,
     directory: DirectoryId,
     mounted_on: MountedOn,
 }
@@ -38,7 +38,7 @@ impl RequestHandler for Daemon {
     fn respond(&self, request: &Request, to: &mut dyn Write) -> io::Result<()> {
         let open = self.filesystem.upgrade();
         if matches!(request, Request::Status) {
-            let report = status_report(&self.report, self.read_only, open.as_deref());
+            let report = self.reports.now(open.as_deref());
             return to.write_all(&wire::encode(&Response::Status(Box::new(report)))?);
         }
         match open {
@@ -60,8 +60,7 @@ impl RequestHandler for Daemon {
 pub(super) fn start_control_server(
     path: &Path,
     filesystem: &Arc<Filesystem>,
-    report: Report,
-    read_only: bool,
+    reports: Reports,
     mounted_on: &MountedOn,
 ) -> Option<ControlServer> {
     let directory = match filesystem.volume().held_lock() {
@@ -70,8 +69,7 @@ pub(super) fn start_control_server(
     };
     let daemon = |directory| Daemon {
         filesystem: Arc::downgrade(filesystem),
-        report,
-        read_only,
+        reports,
         directory,
         mounted_on: Arc::clone(mounted_on),
     };
@@ -100,10 +98,24 @@ pub(crate) fn publish_mount_name(control: Option<&ControlServer>, device: u64) {
     }
 }
 
-fn status_report(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> Report {
-    match filesystem {
-        Some(open) => report::report_mounted(report.clone(), read_only, open),
-        None => report.clone(),
+/// What `status` reports of the mount.
+pub(super) struct Reports {
+    /// The report as it was when the volume was mounted.
+    pub(super) at_mount: Report,
+    /// It was mounted read-only.
+    pub(super) read_only: bool,
+    /// How the last look at the customer key went.
+    pub(super) key_check: KeyCheck,
+}
+
+impl Reports {
+    fn now(&self, filesystem: Option<&Filesystem>) -> Report {
+        let mut report = self.at_mount.clone();
+        if let Some(open) = filesystem {
+            report = report::report_mounted(report, self.read_only, open);
+        }
+        report.key_check = self.key_check.lock().clone();
+        report
     }
 }
 

@@ -37,6 +37,7 @@ pub mod create;
 pub mod error;
 mod expected;
 mod find_holder;
+pub mod follow_key;
 pub mod header;
 mod history;
 pub mod holder;

@@ -1,11 +1,12 @@
 //! `bilayer key`: slots of a volume, mounted and not.
 
-use crate::real::{Outcome, Place};
+use crate::real::{Outcome, Place, wait_until};
 use crate::{Victim, fails};
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -314,4 +315,39 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
         }
     }
     files
+}
+
+#[test]
+fn a_mount_follows_its_key_to_new_versions() {
+    let Some(place) = Place::new("keys-follow", Duration::from_secs(100)) else {
+        return;
+    };
+    let newest = |path: &str| slots(&place, path)[0]["keys"][0]["version"].clone();
+    place.dir("keys");
+    done(&place, "keygen keys/vault.v1.pem --bits 2048");
+    let mount = place.fresh("--customer-key file:keys/vault", "key_check=1");
+    fs::write(mount.path("file"), "as it was").unwrap();
+    assert_eq!(newest("mnt"), "1");
+    done(&place, "keygen keys/vault.v2.pem --bits 2048");
+    assert!(wait_until(Duration::from_secs(30), || newest("mnt") == "2"));
+    assert!(wait_until(Duration::from_secs(30), || {
+        slots(&place, "mnt")[0]["keys"].as_array().unwrap().len() == 1
+    }));
+    // A failure is reported, and passes when its cause does.
+    let check = || place.status(&place.path("mnt"))["key_check"]["error"].clone();
+    fs::write(place.path("keys/vault.v2.disabled"), "").unwrap();
+    fs::write(place.path("keys/vault.v1.disabled"), "").unwrap();
+    assert!(wait_until(Duration::from_secs(30), || check().is_string()));
+    fs::remove_file(place.path("keys/vault.v2.disabled")).unwrap();
+    assert!(wait_until(Duration::from_secs(30), || check().is_null()));
+    mount.unmount();
+    // The first version is disabled, and opens nothing any more.
+    let mount = place.mount("vol", "mnt", "");
+    assert_eq!(fs::read(mount.path("file")).unwrap(), b"as it was");
+    mount.unmount();
+    // A new version is taken at the next mount too.
+    done(&place, "keygen keys/vault.v7.pem --bits 2048");
+    let mount = place.mount("vol", "mnt", "");
+    assert!(wait_until(Duration::from_secs(30), || newest("mnt") == "7"));
+    mount.unmount();
 }

@@ -24,6 +24,8 @@ Options (-o):
   platform_keystore=DIR      the platform keystore
   passphrase_file=FILE       first line: the passphrase of the customer key, or its token's PIN
   passphrase_fd=N            first line of that open descriptor: the same passphrase
+  key_check=SECONDS          how often the customer key is followed to its newest version, at
+                             most 3600; the default is 60
   fingerprint=HEX            refuse the volume unless it has this fingerprint
   commit=SECONDS             longest time before a change is on disk without fsync
   checkpoint=SECONDS         how often the metadata is copied to checkpoints/; default 600, 0 never

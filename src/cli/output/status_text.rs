@@ -48,6 +48,14 @@ pub(in crate::cli) fn to_text(report: &Report) -> String {
     if let Some(fingerprint) = &report.fingerprint {
         line("fingerprint", fingerprint);
     }
+    if let Some(check) = &report.key_check {
+        let when = check.checked.as_deref().unwrap_or("at an unknown time");
+        let how = match &check.error {
+            None => "in order".to_owned(),
+            Some(error) => format!("failed: {error}"),
+        };
+        line("key check", &format!("{how} ({when})"));
+    }
     if let Some(keystore) = &report.platform_keystore {
         line("platform keystore", &keystore.display().to_string());
     }

@@ -10,6 +10,7 @@
 //! | `customer_key=URI` | the customer key, such as `file:/etc/keys/backup.pem` |
 //! | `platform_keystore=DIR` | the platform keystore, where it is not in its usual place |
 //! | `passphrase_file=FILE`, `passphrase_fd=N` | where the customer key's passphrase is |
+//! | `key_check=SECONDS` | how often the customer key is followed to its newest version |
 //! | `fingerprint=HEX` | the volume must have this fingerprint |
 //! | `commit=SECONDS` | longest time before a change is on disk without fsync |
 //! | `checkpoint=SECONDS` | minimum interval between copies of the metadata; 0 for none |
@@ -128,6 +129,8 @@ pub(crate) struct RequestedOptions {
     pub(crate) platform_keystore: Option<PathBuf>,
     /// `passphrase_file=`, `passphrase_fd=`.
     pub(crate) passphrase: Option<PassphraseSource>,
+    /// `key_check=`.
+    pub(crate) key_check: Option<Duration>,
     /// `fingerprint=`.
     pub(crate) fingerprint: Option<String>,
     /// `commit=`.
@@ -262,6 +265,9 @@ impl RequestedOptions {
             "passphrase_fd" => {
                 let descriptor = values::passphrase_descriptor(name, value)?;
                 self.passphrase = Some(PassphraseSource::Descriptor(descriptor));
+            }
+            "key_check" => {
+                self.key_check = Some(Duration::from_secs(values::number(name, value, 1, 3600)?));
             }
             "fingerprint" => self.fingerprint = Some(values::fingerprint(value)?),
             "commit" => {

@@ -5,6 +5,7 @@
 //! their own ([`checkpoints`]).
 
 mod checkpoints;
+mod customer_key;
 mod keystore_record;
 mod platform_keys;
 mod purge;

@@ -32,10 +32,20 @@ pub(in crate::cli) struct AddArgs {
     #[arg(long)]
     recovery: bool,
     /// Split the recovery code into N shares, of which any M open the volume
-    #[arg(long, value_name = "M/N", requires = "recovery")]
+    #[arg(
+        long,
+        value_name = "M/N",
+        requires = "recovery",
+        conflicts_with = "customer_key"
+    )]
     shares: Option<Split>,
     /// File that the recovery code is written to instead; FILE.1, FILE.2, ... for shares
-    #[arg(long, value_name = "FILE", requires = "recovery")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "recovery",
+        conflicts_with = "customer_key"
+    )]
     out: Option<PathBuf>,
     /// A name for people, to tell the slots apart
     #[arg(long, value_name = "TEXT")]
@@ -108,8 +118,8 @@ fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
         recovery_paper::show(&target.path, &texts, args.shares)?;
     }
     notice(format_args!(
-        "slot {slot} of {} opens with the recovery code: bilayer mount -o \
-         customer_key=recovery: VOLUME DIR",
+        "slot {slot} of {} opens with the recovery code, which is asked for where a key is named \
+         as recovery:",
         target.path.display()
     ));
     Ok(())

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::hpke;
 use super::wrapping_key::{WrapAlgorithm, WrappingKey};
 use super::{CustomerKeyProvider, KeyVersion, does_not_decrypt, not_this_key};
-use crate::keys::error::{ErrorKind, KeyError};
+use crate::keys::error::KeyError;
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::secret::Passphrase;
 use crate::keys::uri::KeyUri;
@@ -136,6 +136,7 @@ impl fmt::Debug for RecoveryKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::error::ErrorKind;
 
     fn written(directory: &Path, text: &str) -> PassphraseSource {
         let path = directory.join("code");
