@@ -111,16 +111,21 @@ pub(super) fn unwrap_key_sets(
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
 ) -> Result<Unwrapped, VolumeError> {
+    // The machine's own keys first: a provider is not asked in vain.
+    let mut infrastructure = Vec::with_capacity(header.key_sets().len());
+    for set in header.key_sets() {
+        infrastructure.push(unwrap_infrastructure(keystore, &context_of(header, set), set)?);
+    }
     let customer = customer.map(|provider| CustomerKeys::find(header, provider));
     let customer = customer.transpose()?;
     let mut active = None;
     let mut read_only = Vec::new();
-    for set in header.key_sets() {
+    for (set, infrastructure) in header.key_sets().iter().zip(infrastructure) {
         let context = context_of(header, set);
         let keys = KeySet {
             id: set.id,
             epoch: set.epoch,
-            infrastructure: unwrap_infrastructure(keystore, &context, set)?,
+            infrastructure,
             customer: match &customer {
                 None => first_that_opens(set.customer.iter(), |wrap| {
                     keystore.unwrap_customer(&context, wrap)

@@ -136,7 +136,7 @@ fn an_unverified_header_decides_nothing() {
         "x".repeat(200),
     ] {
         let mut changed = contents.clone();
-        changed["key_sets"][0]["customer"][0]["provider"] = json!(provider);
+        changed["slots"][0]["provider"] = json!(provider);
         fs::write(&header, format!("{changed}\n{mac}")).unwrap();
         for words in [
             "mount vol mnt",

@@ -84,9 +84,9 @@ fn nothing_is_written_before_the_keystore_has_a_record() {
         sh(&place, ailment.begin);
         let before = state(&place.path("vol"));
         for (command, code) in [
-            ("mount vol mnt", 2),
-            ("snapshot create vol s", 6),
-            ("check vol --repair", 8),
+            ("mount vol mnt -o audit_log=elsewhere.log", 2),
+            ("snapshot create vol s --audit-log elsewhere.log", 6),
+            ("check vol --repair --audit-log elsewhere.log", 8),
         ] {
             let refused = place.run(command);
             fails(
@@ -103,7 +103,7 @@ fn nothing_is_written_before_the_keystore_has_a_record() {
         }
         assert_eq!(state(&place.path("vol")), before, "{}", ailment.name);
         // Looking at it requires no record.
-        let mounted = place.mount("vol", "mnt", "ro");
+        let mounted = place.mount("vol", "mnt", "ro,audit_log=elsewhere.log");
         assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
         mounted.unmount();
         sh(&place, ailment.end);
@@ -311,9 +311,9 @@ fn no_volume_is_created_that_the_keystore_cannot_record() {
         sh(&place, "cp -a vol copy; mkdir there");
         sh(&place, ailment.begin);
         for (command, code) in [
-            ("mount copy mnt --new-identity", 2),
-            ("create new", 6),
-            ("create there", 6),
+            ("mount copy mnt --new-identity -o audit_log=elsewhere.log", 2),
+            ("create new --audit-log elsewhere.log", 6),
+            ("create there --audit-log elsewhere.log", 6),
         ] {
             let refused = place.run(command);
             fails(&refused, code, ailment.says);
