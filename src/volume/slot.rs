@@ -105,7 +105,8 @@ pub struct Slot {
     pub label: Option<String>,
     /// When it was added, in seconds since 1970.
     pub added: i64,
-    /// The URI by which the key was named. A hint for people: it is never opened.
+    /// The URI by which the key was named. A hint: it is opened only if somebody names the slot,
+    /// and once the superblock is authenticated.
     pub provider: String,
     /// Its keys, the newest first.
     pub keys: Vec<SlotKey>,
