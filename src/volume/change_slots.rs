@@ -60,10 +60,13 @@ pub enum SlotChange {
         /// The new key.
         key: SlotKey,
     },
-    /// Removes all keys of a slot but this one, which has opened the volume.
+    /// Removes all keys of a slot but this one, which has opened the volume: the new one, or the
+    /// former one after a rotation that was given up.
     FinishRotation {
         /// The slot.
         slot: SlotNumber,
+        /// The URI by which this key was named.
+        provider: String,
         /// The fingerprint of the key that stays.
         keep: String,
     },
@@ -242,7 +245,9 @@ impl SlotChange {
 
 /// A key of this machine that is rotated to another URI is opened by that one from now on.
 fn follow_rotation(record: &mut VolumeRecord, before: &HeaderContents, change: &SlotChange) {
-    let SlotChange::BeginRotation { slot, provider, .. } = change else {
+    let (SlotChange::BeginRotation { slot, provider, .. }
+    | SlotChange::FinishRotation { slot, provider, .. }) = change
+    else {
         return;
     };
     let former = before.slots().get(*slot).map(|slot| &slot.provider);
@@ -295,6 +300,16 @@ fn changed_slots(
             key,
         } => {
             refuse_known(slots, key)?;
+            let in_rotation = slots.iter().find(|other| other.keys.len() > 1);
+            if let Some(other) = in_rotation.filter(|other| other.number != *slot) {
+                return Err(refused(
+                    format!(
+                        "slot {} is being rotated, and only one can be",
+                        other.number
+                    ),
+                    "finish that one first: bilayer key rotate VOLUME --slot N --to URI",
+                ));
+            }
             let found = find(&mut list, *slot)?;
             if found.kind == SlotKind::Recovery {
                 return Err(refused(
@@ -313,8 +328,13 @@ fn changed_slots(
             found.provider.clone_from(provider);
             *slot
         }
-        SlotChange::FinishRotation { slot, keep } => {
+        SlotChange::FinishRotation {
+            slot,
+            provider,
+            keep,
+        } => {
             let found = find(&mut list, *slot)?;
+            found.provider.clone_from(provider);
             let mut keys = Vec::new();
             for key in &found.keys {
                 if key.to_version()?.key.fingerprint() == keep {

@@ -77,8 +77,11 @@ impl Volume {
             let message = "the new version of the customer key has not opened the volume";
             return Err(KeyError::new(ErrorKind::WrongKey, message).into());
         }
+        let header = self.header();
+        let named = header.slots().get(slot).map(|slot| slot.provider.clone());
         let finish = SlotChange::FinishRotation {
             slot,
+            provider: named.unwrap_or_else(|| provider.uri().to_string()),
             keep: version.key.fingerprint().to_owned(),
         };
         self.change_slots(&finish, &self.consent(&finish)?)?;

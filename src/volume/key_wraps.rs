@@ -114,7 +114,11 @@ pub(super) fn unwrap_key_sets(
     // The machine's own keys first: a provider is not asked in vain.
     let mut infrastructure = Vec::with_capacity(header.key_sets().len());
     for set in header.key_sets() {
-        infrastructure.push(unwrap_infrastructure(keystore, &context_of(header, set), set)?);
+        infrastructure.push(unwrap_infrastructure(
+            keystore,
+            &context_of(header, set),
+            set,
+        )?);
     }
     let customer = customer.map(|provider| CustomerKeys::find(header, provider));
     let customer = customer.transpose()?;

@@ -311,7 +311,10 @@ fn no_volume_is_created_that_the_keystore_cannot_record() {
         sh(&place, "cp -a vol copy; mkdir there");
         sh(&place, ailment.begin);
         for (command, code) in [
-            ("mount copy mnt --new-identity -o audit_log=elsewhere.log", 2),
+            (
+                "mount copy mnt --new-identity -o audit_log=elsewhere.log",
+                2,
+            ),
             ("create new --audit-log elsewhere.log", 6),
             ("create there --audit-log elsewhere.log", 6),
         ] {

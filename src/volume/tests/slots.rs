@@ -106,9 +106,28 @@ fn a_rotation_keeps_the_old_key_until_the_new_one_has_opened() {
     for uri in [Some(keys.private()), Some(new.clone()), None] {
         keys.open(&store, uri).expect("either opens");
     }
+    // It can be given up, and begun again.
+    let opened = keys.open(&store, None).expect("open");
+    let back = SlotChange::FinishRotation {
+        slot: SlotNumber(1),
+        provider: keys.private().to_string(),
+        keep: fingerprint_of_key(&keys.private()),
+    };
+    change(&opened, &back).expect("back");
+    drop(opened);
+    assert_eq!(
+        kind_of(keys.open(&store, Some(new.clone()))),
+        ErrorKind::WrongKey
+    );
+    let opened = keys
+        .open(&store, None)
+        .expect("the former key is remembered");
+    change(&opened, &rotation(&new)).expect("begin");
+    drop(opened);
     let opened = keys.open(&store, None).expect("open");
     let finish = SlotChange::FinishRotation {
         slot: SlotNumber(1),
+        provider: new.to_string(),
         keep: fingerprint_of_key(&new),
     };
     change(&opened, &finish).expect("finish");
@@ -120,6 +139,7 @@ fn a_rotation_keeps_the_old_key_until_the_new_one_has_opened() {
     assert_eq!(opened.opened_by.as_ref().expect("customer").uri, new);
     let nothing_left = SlotChange::FinishRotation {
         slot: SlotNumber(1),
+        provider: new.to_string(),
         keep: fingerprint_of_key(&keys.private()),
     };
     assert!(change(&opened, &nothing_left).is_err());
@@ -193,6 +213,7 @@ fn a_power_cut_during_a_change_leaves_a_volume_that_opens() {
     drop(opened);
     let finish = SlotChange::FinishRotation {
         slot: SlotNumber(1),
+        provider: new.to_string(),
         keep: fingerprint_of_key(&new),
     };
     // The keystore's record, which survives every cut as it is.

@@ -29,7 +29,9 @@ pub(super) fn show(
     if is_terminal {
         let volume = volume.display();
         paper.push_str(&match split {
-            None => format!("Recovery code of {volume}. It opens the volume without another key, "),
+            None => format!(
+                "Recovery code of {volume}. It opens the volume in the place of a customer key, "
+            ),
             Some(Split { needed, shares }) => format!(
                 "Recovery code of {volume} in {shares} shares. Any {needed} of them open it, "
             ),

@@ -9,8 +9,8 @@ use super::target::{
 };
 use crate::cli::output::print;
 use crate::diagnostics::UserError;
-use crate::keys::CustomerKeyProvider;
-use crate::volume::slot::Slot;
+use crate::keys::{CustomerKeyProvider, KeyUri};
+use crate::volume::slot::{Slot, SlotKey};
 use crate::volume::{SlotChange, SlotNumber};
 
 #[derive(Args, Debug)]
@@ -62,10 +62,39 @@ pub(super) fn run(args: &RotateArgs) -> Result<(), UserError> {
             "name the private key, which has to open the volume before the old one goes",
         ));
     }
-    let outcome = rotate_slot(&mut target, &doing, slot, &*provider)?;
+    let key = proven_key(&doing, &*provider)?;
+    let is_former = slot
+        .keys
+        .iter()
+        .skip(1)
+        .any(|former| former.public_key == key.public_key);
+    if is_former && to.is_none() {
+        return Err(interrupted(&doing, slot, &uri));
+    }
+    let outcome = rotate_slot(&mut target, &doing, slot, key, &*provider)?;
+    // The remembered key opened the volume, and is not the slot's any more.
+    let is_remembered = args.consent.uri()?.is_none() && number == opened_by.key.slot;
+    if is_remembered && uri != opened_by.uri {
+        target.change(&SlotChange::Remember {
+            provider: uri.to_string(),
+        })?;
+    }
     print(&format!(
         "slot {number} of {}: {outcome}\n",
         target.path.display()
+    ))
+}
+
+/// The error for a rotation to another key that was interrupted: which of the two is wanted is not
+/// known.
+fn interrupted(doing: &str, slot: &Slot, former: &KeyUri) -> UserError {
+    let message = format!(
+        "{doing}: a rotation of slot {} to another key was interrupted",
+        slot.number
+    );
+    UserError::usage(message).with_hint(format!(
+        "finish it: --to {}; or give it up: --to {former}",
+        slot.provider.escape_debug()
     ))
 }
 
@@ -74,13 +103,15 @@ fn rotate_slot(
     target: &mut Target,
     doing: &str,
     slot: &Slot,
+    key: SlotKey,
     provider: &dyn CustomerKeyProvider,
 ) -> Result<String, UserError> {
     let number = slot.number;
-    let key = proven_key(doing, provider)?;
-    let newest = slot.keys.first();
-    let is_newest = newest.is_some_and(|newest| newest.public_key == key.public_key);
-    if is_newest && slot.keys.len() == 1 {
+    let is_known = slot
+        .keys
+        .iter()
+        .any(|known| known.public_key == key.public_key);
+    if is_known && slot.keys.len() == 1 {
         target.prove_slot(provider, number)?;
         return Ok("the newest version wraps it already".to_owned());
     }
@@ -88,7 +119,7 @@ fn rotate_slot(
         .to_version()
         .map_err(|error| UserError::key(doing, &error))?;
     let new = version.key.fingerprint().to_owned();
-    if !is_newest {
+    if !is_known {
         target.change(&SlotChange::BeginRotation {
             slot: number,
             provider: provider.uri().to_string(),
@@ -102,6 +133,7 @@ fn rotate_slot(
     }
     target.change(&SlotChange::FinishRotation {
         slot: number,
+        provider: provider.uri().to_string(),
         keep: new.clone(),
     })?;
     let name = version
