@@ -1,9 +1,10 @@
 //! Runs another program for one answer.
 //!
 //! The program gets nothing from this process but its standard streams, and the arguments and the
-//! environment that a caller gives it: `/` as its working directory, no other open descriptor, no blocked signal. It is
-//! the leader of a process group of its own. The whole group is killed when the program has ended,
-//! when its time is over, when its answer is too long, and the program when this thread dies.
+//! environment that a caller gives it: `/` as its working directory, no other open descriptor, no
+//! blocked signal. It is the leader of a process group of its own. The whole group is killed when
+//! the program has ended, when its time is over, when its answer is too long, and the program when
+//! this thread dies.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};

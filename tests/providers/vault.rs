@@ -171,10 +171,9 @@ impl Vault {
     /// A query that logs in with the secret in a file.
     pub(crate) fn secret_query(&self, file: &Path) -> String {
         let file = file.display();
-        format!(
-            "authority=127.0.0.1:{}&tenant-id={TENANT}&client-id={CLIENT}&client-secret-file={file}",
-            self.port
-        )
+        let ids = format!("tenant-id={TENANT}&client-id={CLIENT}");
+        let port = self.port;
+        format!("authority=127.0.0.1:{port}&{ids}&client-secret-file={file}")
     }
 
     /// A query that names the metadata service.

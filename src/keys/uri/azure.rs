@@ -8,7 +8,7 @@
 //!
 //! | name | value |
 //! |---|---|
-//! | `login` | `managed-identity` (the usual one), `workload-identity`, `client-secret`, `azure-cli` |
+//! | `login` | `managed-identity` (the usual), `workload-identity`, `client-secret`, `azure-cli` |
 //! | `tenant-id`, `client-id` | who logs in; without them `AZURE_TENANT_ID`, `AZURE_CLIENT_ID` |
 //! | `client-secret-file` | a file with the secret of an application |
 //! | `federated-token-file` | in place of `AZURE_FEDERATED_TOKEN_FILE` |

@@ -3,7 +3,9 @@
 //! | answer of the vault | kind |
 //! |---|---|
 //! | 400 to `unwrapKey` | `Tampered` |
-//! | 401, 403 | `KeyForbidden`; with the code `KeyDisabled`, `KeyExpired` or `KeyNotYetValid` that |
+//! | 401, 403 | `KeyForbidden` |
+//! | 403 with the code `KeyDisabled` | `KeyDisabled` |
+//! | 403 with the code `KeyExpired` or `KeyNotYetValid` | `KeyExpired` |
 //! | 404; 409 for a key that is deleted and can be recovered | `KeyDeleted` |
 //! | 408, 429 that lasts, 5xx | `KeyUnreachable` |
 //!
