@@ -171,3 +171,17 @@ fn printable(text: &str) -> String {
         .map(|it| if it.is_control() { ' ' } else { it })
         .collect()
 }
+
+#[cfg(all(test, not(feature = "azure-kv")))]
+mod tests {
+    use super::*;
+    use crate::keys::ErrorKind;
+
+    #[test]
+    fn a_build_without_the_feature_names_it() {
+        let uri = KeyUri::parse("azure-kv:https://v.vault.azure.net/keys/k").expect("a URI");
+        let error = open(&uri, &PassphraseSource::None).expect_err("no such provider");
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("without the feature azure-kv"));
+    }
+}
