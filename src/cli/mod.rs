@@ -61,7 +61,8 @@ enum Command {
     #[command(
         after_help = "Examples:\n  bilayer create /srv/vault --customer-key file:/media/key.pem\n  \
         bilayer create /srv/vault --customer-key 'pkcs11:token=NAME;object=LABEL'\n  \
-        bilayer create /srv/vault --customer-key openbao:https://bao.example:8200/transit/vault"
+        bilayer create /srv/vault --customer-key openbao:https://bao.example:8200/transit/vault\n  \
+        bilayer create /srv/vault --customer-key azure-kv:https://NAME.vault.azure.net/keys/vault"
     )]
     Create(CreateArgs),
     /// Mount a volume

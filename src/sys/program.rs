@@ -1,9 +1,10 @@
 //! Runs another program for one answer.
 //!
-//! The program gets nothing from this process but its standard streams: no arguments, an empty
-//! environment, `/` as its working directory, no other open descriptor, no blocked signal. It is
-//! the leader of a process group of its own. The whole group is killed when the program has ended,
-//! when its time is over, when its answer is too long, and the program when this thread dies.
+//! The program gets nothing from this process but its standard streams, and the arguments and the
+//! environment that a caller gives it: `/` as its working directory, no other open descriptor, no
+//! blocked signal. It is the leader of a process group of its own. The whole group is killed when
+//! the program has ended, when its time is over, when its answer is too long, and the program when
+//! this thread dies.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -58,8 +59,20 @@ pub(crate) struct Output {
 /// When the program cannot be started.
 pub(crate) fn run(program: &Path, input: &[u8], limits: &Limits) -> io::Result<Output> {
     let mut command = Command::new(program);
+    command.env_clear();
+    run_command(command, input, limits)
+}
+
+/// Runs a program with the arguments and the environment of `command`, as [`run`] does.
+///
+/// # Errors
+/// When the program cannot be started.
+pub(crate) fn run_command(
+    mut command: Command,
+    input: &[u8],
+    limits: &Limits,
+) -> io::Result<Output> {
     command
-        .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

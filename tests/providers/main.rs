@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[cfg(feature = "azure-kv")]
+mod azure;
+#[cfg(any(feature = "azure-kv", feature = "openbao"))]
+mod certificates;
 mod files;
 mod keys;
 mod mounted;
@@ -10,3 +14,5 @@ mod openbao;
 mod programs;
 #[cfg(feature = "openbao")]
 mod server;
+#[cfg(feature = "azure-kv")]
+mod vault;

@@ -187,3 +187,157 @@ fn a_key_in_openbao() {
     server.stop();
     refused(&place, "cannot be asked", "try again");
 }
+
+#[cfg(feature = "azure-kv")]
+#[test]
+fn a_key_in_azure_key_vault() {
+    use crate::vault::{SECRET, Vault, name_of};
+    use serde_json::json;
+    let Some(place) = Place::new("a_key_in_azure_key_vault", LIMIT) else {
+        return;
+    };
+    let Some(mut vault) = Vault::start("a_key_in_azure_key_vault") else {
+        return;
+    };
+    vault.set_version(0, "recoveryLevel", json!("Recoverable+Purgeable"));
+    let uri = vault.uri("k");
+    let outcome = run(&mut place.bilayer(["create", "vol", "--customer-key", &uri]));
+    assert_ne!(outcome.code, 0);
+    for part in ["no purge protection", "--enable-purge-protection"] {
+        assert!(outcome.stderr.contains(part), "{}", outcome.stderr);
+    }
+    vault.set_version(0, "recoveryLevel", json!("Recoverable"));
+    create_write_and_read(&place, &uri);
+
+    // Neither the secret nor a token or a plaintext stays in memory, or is logged.
+    let token = Vault::token_of(crate::vault::CLIENT);
+    let log = place.path("log");
+    let mut mount = place.bilayer(["mount", "vol", "mnt", "-o"]);
+    mount.arg(format!("log_file={}", log.display()));
+    let outcome = run(mount.env("BILAYER_LOG", "trace")).done();
+    let mounted = place.mounted(&place.path("mnt"));
+    let text = fs::read_to_string(&log).unwrap() + &outcome.stdout + &outcome.stderr;
+    assert_forgotten(mounted.pid, "/keys/k", &[&token, SECRET, "\"value\": \""]);
+    mounted.unmount();
+    assert!(text.contains("ureq"), "nothing was logged: {text}");
+    for secret in [&*token, SECRET, "client_secret"] {
+        assert!(!text.contains(secret), "{secret} was logged");
+    }
+
+    vault.set_version(0, "enabled", json!(false));
+    refused(&place, &name_of(1), "set-attributes --enabled");
+    vault.set_version(0, "enabled", json!(true));
+    vault.set_version(0, "exp", json!(1_600_000_000));
+    refused(&place, "has expired at 2020", "--expires");
+    vault.set_version(0, "exp", json!(null));
+    // Another version does not lock the volume out, and a rotation follows it.
+    vault.add_version(2, 1);
+    read_back(&place);
+    place.run("key rotate vol").done();
+    vault.set_version(0, "enabled", json!(false));
+    read_back(&place);
+    // A second slot, for another key of the same vault, opens the volume without the first.
+    vault.set(|state| state["keys"]["spare"] = json!([crate::vault::version(3, 2)]));
+    let spare = vault.uri("spare");
+    run(&mut place.bilayer(["key", "add", "vol", "--customer-key", &spare])).done();
+    let mounted = place.mount("vol", "mnt", "");
+    let on_mount = run(&mut place.bilayer(["key", "rotate", "mnt"])).done();
+    assert!(
+        on_mount.stdout.contains("the newest version"),
+        "{}",
+        on_mount.stdout
+    );
+    mounted.unmount();
+    vault.set(|state| state["keys"]["k"] = json!([]));
+    let option = format!("customer_key={spare}");
+    let mounted = place.mount("vol", "mnt", &option);
+    assert_eq!(fs::read(mounted.path("file")).unwrap(), b"contents");
+    mounted.unmount();
+    vault.set(|state| state["forbidden"] = json!(["unwrapkey"]));
+    place.dir("mnt");
+    let mut mount = place.bilayer(["mount", "vol", "mnt", "-o", &option]);
+    let outcome = run(&mut mount);
+    assert_eq!(outcome.code, MOUNT_FAILED, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("forbids"), "{}", outcome.stderr);
+}
+
+#[cfg(feature = "azure-kv")]
+#[test]
+fn logins_to_azure_from_the_environment() {
+    use crate::vault::{CLIENT, SECRET, TENANT, Vault};
+    let Some(place) = Place::new("logins_to_azure_from_the_environment", LIMIT) else {
+        return;
+    };
+    let Some(mut vault) = Vault::start("logins_to_azure_from_the_environment") else {
+        return;
+    };
+    let authority = format!("authority=127.0.0.1:{}", vault.port);
+    let create = |name: &str, query: &str| {
+        let uri = vault.uri_with("k", query);
+        let mut command = place.bilayer(["create", name, "--customer-key", &uri]);
+        for name in ["TENANT_ID", "CLIENT_ID", "FEDERATED_TOKEN_FILE"] {
+            command.env_remove(format!("AZURE_{name}"));
+        }
+        command
+    };
+    // The ids.
+    let secret = place.path("secret");
+    write(&secret, SECRET, 0o600);
+    let query = format!("{authority}&client-secret-file={}", secret.display());
+    let missing = run(&mut create("one", &query));
+    assert_ne!(missing.code, 0);
+    for part in ["AZURE_TENANT_ID", "?tenant-id="] {
+        assert!(missing.stderr.contains(part), "{}", missing.stderr);
+    }
+    let mut command = create("one", &query);
+    command.env("AZURE_TENANT_ID", TENANT);
+    // Another endpoint in the environment counts for nothing.
+    command.env("AZURE_AUTHORITY_HOST", "https://evil.example");
+    run(command.env("AZURE_CLIENT_ID", CLIENT)).done();
+    // Those of a workload, as in a pod.
+    let token = place.path("token");
+    write(&token, "an.assertion.of-a-workload", 0o644);
+    let mut command = create("two", &format!("{authority}&login=workload-identity"));
+    command.env("AZURE_TENANT_ID", TENANT);
+    command.env("AZURE_CLIENT_ID", CLIENT);
+    run(command.env("AZURE_FEDERATED_TOKEN_FILE", &token)).done();
+
+    // The Azure CLI.
+    let programs = place.dir("programs");
+    let path = format!("{}:/usr/bin:/bin", programs.display());
+    let az = |script: &str| {
+        write(
+            &programs.join("az"),
+            &format!("#!/bin/sh\n{script}\n"),
+            0o755,
+        );
+        run(create("three", "login=azure-cli").env("PATH", &path))
+    };
+    let absent = run(create("three", "login=azure-cli").env("PATH", "/usr/bin:/bin"));
+    assert_ne!(absent.code, 0);
+    assert!(absent.stderr.contains("az not found"), "{}", absent.stderr);
+    let outcome = az("echo 'Please run az login to setup account.' >&2; exit 1");
+    assert_ne!(outcome.code, 0);
+    assert!(
+        outcome.stderr.contains("Please run az login"),
+        "{}",
+        outcome.stderr
+    );
+    let outcome = az("echo '{}'");
+    assert_ne!(outcome.code, 0);
+    let outcome = az("exec sleep 100");
+    assert_ne!(outcome.code, 0);
+    assert!(
+        outcome.stderr.contains("no answer in time"),
+        "{}",
+        outcome.stderr
+    );
+    let answer = format!(
+        "[ \"$*\" = 'account get-access-token -o json --scope https://vault.azure.net/.default' ] \
+         || exit 7\necho '{{\"accessToken\": \"{}\", \"expires_on\": 4000000000, \"tokenType\": \
+         \"Bearer\"}}'",
+        Vault::token_of("system")
+    );
+    az(&answer).done();
+    vault.stop();
+}

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use bilayer::keys::{CustomerKeyProvider, ErrorKind, KeyError, KeyVersion, WrapAlgorithm};
 
+use crate::certificates::free_port;
 use crate::keys::{assert_error, open, round_trip, set_mode, unwrap_error, write};
-use crate::server::{Server, free_port};
+use crate::server::Server;
 
 /// Both errors: of wrapping anew, and of unwrapping.
 fn errors(key: &dyn CustomerKeyProvider, version: &KeyVersion) -> [KeyError; 2] {

@@ -15,8 +15,8 @@ use crate::diagnostics::UserError;
 pub(in crate::cli) struct CreateArgs {
     /// Directory of the volume: made if missing, empty otherwise
     volume: PathBuf,
-    /// Customer key (file:, exec: or openbao:, see docs/KEYS.md) that wraps the customer's half of
-    /// the keys; without one the platform wraps both
+    /// Customer key (file:, pkcs11:, openbao:, azure-kv: or exec:, see docs/KEYS.md) that wraps the
+    /// customer's half of the keys; without one the platform wraps both
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
     /// Largest size of the contents, in bytes or as 10G; what snapshots alone hold does not count

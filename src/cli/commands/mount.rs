@@ -20,7 +20,7 @@ Options (-o):
   allow_other, noallow_other
                              for other users too; the default for root's mounts
   customer_key=URI           the customer key, such as file:/etc/keys/k.pem; also
-                             pkcs11:, openbao:, exec: and recovery: (docs/KEYS.md)
+                             pkcs11:, openbao:, azure-kv:, exec:, recovery: (docs/KEYS.md)
   platform_keystore=DIR      the platform keystore
   passphrase_file=FILE       first line: the passphrase of the customer key, or its token's PIN
   passphrase_fd=N            first line of that open descriptor: the same passphrase

@@ -14,9 +14,11 @@ use zeroize::Zeroizing;
 
 use super::error::KeyError;
 use super::passphrase::PassphraseSource;
-use super::uri::{KeyUri, OpenBaoKey, Scheme};
+use super::uri::{AzureKey, KeyUri, OpenBaoKey, Scheme};
 use crate::sys::wipe::with_secrets;
 
+#[cfg(feature = "azure-kv")]
+mod azure;
 mod exec;
 pub mod file;
 mod hpke;
@@ -25,6 +27,8 @@ mod openbao;
 mod pem;
 mod pkcs11;
 pub mod recovery;
+#[cfg(any(feature = "azure-kv", feature = "openbao"))]
+mod remote;
 mod wrapping_key;
 
 pub use wrapping_key::{WrapAlgorithm, WrappingKey};
@@ -108,6 +112,7 @@ pub fn open(
         }
         Scheme::Pkcs11(name) => pkcs11::open(uri, name, passphrase),
         Scheme::OpenBao(key) => open_openbao(uri, key),
+        Scheme::Azure(key) => open_azure(uri, key),
         Scheme::Exec(program) => Ok(Box::new(exec::ExecKey::open(uri, program)?) as _),
     })
 }
@@ -124,6 +129,20 @@ fn open_openbao(uri: &KeyUri, _: &OpenBaoKey) -> Result<Box<dyn CustomerKeyProvi
         format!("{uri}: this bilayer was built without the feature openbao"),
     )
     .with_hint("build it with: cargo build --features openbao"))
+}
+
+#[cfg(feature = "azure-kv")]
+fn open_azure(uri: &KeyUri, key: &AzureKey) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    Ok(Box::new(azure::VaultKey::open(uri, key)?))
+}
+
+#[cfg(not(feature = "azure-kv"))]
+fn open_azure(uri: &KeyUri, _: &AzureKey) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    Err(KeyError::new(
+        super::error::ErrorKind::Usage,
+        format!("{uri}: this bilayer was built without the feature azure-kv"),
+    )
+    .with_hint("build it with: cargo build --features azure-kv"))
 }
 
 /// The error for a version of which a provider has no private half.
@@ -152,4 +171,18 @@ fn printable(text: &str) -> String {
     shown
         .map(|it| if it.is_control() { ' ' } else { it })
         .collect()
+}
+
+#[cfg(all(test, not(feature = "azure-kv")))]
+mod tests {
+    use super::*;
+    use crate::keys::ErrorKind;
+
+    #[test]
+    fn a_build_without_the_feature_names_it() {
+        let uri = KeyUri::parse("azure-kv:https://v.vault.azure.net/keys/k").expect("a URI");
+        let error = open(&uri, &PassphraseSource::None).expect_err("no such provider");
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("without the feature azure-kv"));
+    }
 }

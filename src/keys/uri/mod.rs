@@ -5,6 +5,7 @@
 //! file:/absolute/path/key          with files key.v1.pem, key.v2.pem ...
 //! exec:/absolute/path/program?key=NAME
 //! openbao:https://HOST:PORT/MOUNT/KEY
+//! azure-kv:https://VAULT/keys/NAME
 //! pkcs11:token=NAME;object=LABEL   a key on a token
 //! ```
 //!
@@ -22,6 +23,8 @@ use std::str::FromStr;
 
 use super::error::{ErrorKind, KeyError};
 
+mod authority;
+mod azure;
 mod exec;
 mod file;
 mod pkcs11;
@@ -32,6 +35,9 @@ pub(crate) use pkcs11::TokenUri;
 mod openbao;
 mod query;
 
+pub(crate) use azure::AzureKey;
+#[cfg(feature = "azure-kv")]
+pub(crate) use azure::{AzureIds, AzureLogin, parse_version as parse_azure_version};
 pub(crate) use exec::ProgramKey;
 #[cfg(feature = "openbao")]
 pub(crate) use openbao::Login;
@@ -42,6 +48,7 @@ pub const MAX_URI_BYTES: usize = 4096;
 
 const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem, \
                          pkcs11:token=NAME;object=LABEL, openbao:https://HOST/MOUNT/KEY, \
+                         azure-kv:https://VAULT/keys/NAME, \
                          exec:/path/to/program?key=NAME, or recovery:";
 
 /// Names a customer key.
@@ -61,6 +68,8 @@ pub(crate) enum Scheme {
     Exec(ProgramKey),
     /// A key of a transit engine of OpenBao or Vault.
     OpenBao(Box<OpenBaoKey>),
+    /// A key in Azure Key Vault.
+    Azure(Box<AzureKey>),
 }
 
 impl KeyUri {
@@ -118,6 +127,10 @@ impl KeyUri {
                 let key = openbao::parse(rest, directory)?;
                 Ok(Self(Scheme::OpenBao(Box::new(key))))
             }
+            "azure-kv" => {
+                let key = azure::parse(rest, directory)?;
+                Ok(Self(Scheme::Azure(Box::new(key))))
+            }
             _ => Err(usage(format!(
                 "keys of scheme {scheme:?} are not supported"
             ))),
@@ -141,6 +154,7 @@ impl fmt::Display for KeyUri {
             Scheme::Pkcs11(uri) => pkcs11::write(uri, f),
             Scheme::Exec(key) => exec::write(key, f),
             Scheme::OpenBao(key) => openbao::write(key, f),
+            Scheme::Azure(key) => azure::write(key, f),
         }
     }
 }

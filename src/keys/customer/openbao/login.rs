@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 
 use super::answers::{self, Errors};
 use super::client::{Answer, Session};
-use super::files;
 use super::token::Token;
+use crate::keys::customer::remote::files;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::uri::{Login, OpenBaoKey};
 use crate::sys::identity::{effective_user, home_of};

@@ -7,7 +7,6 @@
 
 mod answers;
 mod client;
-mod files;
 mod login;
 mod socket;
 mod token;

@@ -14,9 +14,19 @@ use crate::sys::identity::effective_user;
 const MAX_SECRET_BYTES: usize = 8192;
 
 /// The one line of a file with a secret, which only its owner may read.
-pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyError> {
-    let text = read(path, MAX_SECRET_BYTES, 0o077)?;
-    let line = std::str::from_utf8(&text).unwrap_or_default().trim();
+pub(in crate::keys::customer) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    line_of(path, &read(path, MAX_SECRET_BYTES, 0o077)?)
+}
+
+/// The one line of a file with a token for a short time, which Kubernetes lets every user of the
+/// container read.
+#[cfg(feature = "azure-kv")]
+pub(in crate::keys::customer) fn read_token(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    line_of(path, &read(path, MAX_SECRET_BYTES, 0o022)?)
+}
+
+fn line_of(path: &Path, text: &[u8]) -> Result<Zeroizing<String>, KeyError> {
+    let line = std::str::from_utf8(text).unwrap_or_default().trim();
     let is_good = !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_graphic());
     if !is_good {
         return Err(unavailable(path, "it is not one line of text"));
@@ -25,7 +35,10 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyError> {
 }
 
 /// A file that others may read but not change.
-pub(super) fn read_public(path: &Path, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+pub(in crate::keys::customer) fn read_public(
+    path: &Path,
+    limit_bytes: usize,
+) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     read(path, limit_bytes, 0o022)
 }
 
