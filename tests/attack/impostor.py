@@ -125,7 +125,7 @@ REPORT = {
     "daemon": {"pid": 1, "version": "0", "read_only": False},
     "header": {
         "format": 1, "features": [], "volume_id": "0" * 32, "incarnation": "0" * 32, "sequence": 1,
-        "key_mode": "IMPOSTOR", "key_sets": [], "provenance": None, "foreign": False,
+        "key_mode": "IMPOSTOR", "slots": [], "key_sets": [], "provenance": None, "foreign": False,
     },
     "fingerprint": "IMPOSTOR", "platform_keystore": None, "record": None, "layers": [],
     "usage": None, "snapshots": None, "images": None,
