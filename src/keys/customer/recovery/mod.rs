@@ -1,6 +1,6 @@
 //! `recovery:` keys: a code on paper, for the day on which every other key is lost.
 //!
-//! The code holds a random seed of 32 bytes, which gives a key pair ([`super::hpke`]). DEKs are
+//! The code holds a random seed of 32 bytes, which gives a key pair (`hpke`). DEKs are
 //! wrapped to its public half. So DEKs that are drawn later are wrapped for the code too, without
 //! the code.
 
