@@ -20,7 +20,7 @@ use super::Volume;
 use super::error::VolumeError;
 use super::header::{HeaderContents, VerifiedHeader, WrappedKeySet};
 use super::key_wraps::{context_of, wrap_for_slots};
-use super::slot::{Slot, SlotKey, SlotKind, SlotNumber, Slots};
+use super::slot::{MAX_LABEL_BYTES, Slot, SlotKey, SlotKind, SlotNumber, Slots};
 use crate::audit::Record;
 use crate::keys::encoding::hex_array;
 use crate::keys::error::{ErrorKind, KeyError};
@@ -215,9 +215,12 @@ impl Volume {
         let key_sets = rewrapped(&before, &self.keys, &slots)?;
         let above = self.current.lock().header_sequence;
         self.replace_superblock(before.with_slots(slots, key_sets, above))?;
-        self.read_back()?;
-        self.renew_spare()?;
-        self.record_superblock(|record| follow_rotation(record, &before, change))?;
+        self.read_back()
+            .and_then(|_| self.renew_spare())
+            .and_then(|()| {
+                self.record_superblock(|record| follow_rotation(record, &before, change))
+            })
+            .map_err(|error| changed_in_part(&error))?;
         Ok(number)
     }
 
@@ -271,6 +274,7 @@ fn changed_slots(
             key,
         } => {
             let number = slots.free_number().ok_or_else(no_free_slot)?;
+            label.as_deref().map_or(Ok(()), check_label)?;
             refuse_known(slots, key)?;
             list.push(Slot {
                 number,
@@ -435,6 +439,26 @@ fn no_free_slot() -> VolumeError {
         format!("all {} slots are in use", super::slot::MAX_SLOTS),
         "remove one first: bilayer key remove VOLUME SLOT",
     )
+}
+
+/// The error for a change that is in force, but not everywhere.
+fn changed_in_part(error: &VolumeError) -> VolumeError {
+    KeyError::new(
+        error.kind(),
+        format!("the slots have been changed, but not in every place: {error}"),
+    )
+    .with_hint("look at bilayer key list; when the cause is gone, a remount writes the rest")
+    .into()
+}
+
+fn check_label(label: &str) -> Result<(), VolumeError> {
+    match (1..=MAX_LABEL_BYTES).contains(&label.len()) && !label.contains(char::is_control) {
+        true => Ok(()),
+        false => Err(refused(
+            format!("a label has 1 to {MAX_LABEL_BYTES} bytes and no control characters"),
+            "choose another label",
+        )),
+    }
 }
 
 fn last_slot() -> VolumeError {

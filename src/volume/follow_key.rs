@@ -50,11 +50,13 @@ impl Volume {
             }
             return Ok(Followed::Current(version));
         }
-        // Another URI may have opened it than the one by which the slot's key was named.
-        let is_named = slot.provider == provider.uri().to_string();
-        if !is_named && self.prove_slot(provider, number).is_err() {
+        // Somebody has given the slot another key, or is about to.
+        if slot.provider != provider.uri().to_string() || slot.keys.len() > 1 {
             return Ok(Followed::NotOurs);
         }
+        // A version that takes the place of one that is disabled or gone would be an older one: the
+        // key is followed forwards only.
+        self.prove_slot(provider, number)?;
         version.prove(provider)?;
         let begin = SlotChange::BeginRotation {
             slot: number,

@@ -210,6 +210,19 @@ fn a_recovery_code_opens_the_volume_whatever_happened_since() {
         3,
         "exists",
     );
+    let unread = format!(
+        "{} key add vol --recovery > /dev/full",
+        crate::real::BILAYER
+    );
+    let mut unread = crate::real::command("sh", ["-c", &*unread]);
+    place.environment(&mut unread);
+    assert_eq!(
+        crate::real::run(unread.current_dir(place.path("."))).code,
+        6
+    );
+    assert_eq!(numbers(place, "vol"), [1, 2, 3]);
+    let words = "key set vol recovery: --passphrase-file code";
+    fails(&place.run(words), 1, "for one time");
     let opens = |path: &str, more: &str| {
         for code in ["code", "two"] {
             let options = format!("customer_key=recovery:,passphrase_file={code}{more}");
@@ -333,8 +346,14 @@ fn a_mount_follows_its_key_to_new_versions() {
     assert!(wait_until(Duration::from_secs(30), || {
         slots(&place, "mnt")[0]["keys"].as_array().unwrap().len() == 1
     }));
-    // A failure is reported, and passes when its cause does.
+    // The version that was replaced does not come back when the new one is away.
+    fs::rename(place.path("keys/vault.v2.pem"), place.path("keys/away")).unwrap();
     let check = || place.status(&place.path("mnt"))["key_check"]["error"].clone();
+    assert!(wait_until(Duration::from_secs(30), || check().is_string()));
+    assert_eq!(newest("mnt"), "2");
+    fs::rename(place.path("keys/away"), place.path("keys/vault.v2.pem")).unwrap();
+    assert!(wait_until(Duration::from_secs(30), || check().is_null()));
+    // A failure is reported, and passes when its cause does.
     fs::write(place.path("keys/vault.v2.disabled"), "").unwrap();
     fs::write(place.path("keys/vault.v1.disabled"), "").unwrap();
     assert!(wait_until(Duration::from_secs(30), || check().is_string()));

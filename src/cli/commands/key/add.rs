@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::recovery_paper;
 use super::target::{
-    ConsentArg, Target, TargetArgs, new_passphrase, open_key, proven_key, uri_option,
+    ConsentArg, Target, TargetArgs, lasting_uri, new_passphrase, open_key, proven_key,
 };
 use crate::cli::output::print;
 use crate::control::paths;
@@ -77,7 +77,7 @@ pub(super) fn run(args: &AddArgs) -> Result<(), UserError> {
     let Some(uri) = &args.customer_key else {
         return add_recovery(args, &doing);
     };
-    let uri = uri_option(uri)?;
+    let uri = lasting_uri(uri)?;
     let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
     let source = new_passphrase(args.new_passphrase_file.as_ref())?;
     let provider = open_key(&doing, &uri, &source)?;
@@ -115,7 +115,11 @@ fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
     })?;
     prove_or_remove(&mut target, &provider, slot)?;
     if args.out.is_none() {
-        recovery_paper::show(&target.path, &texts, args.shares)?;
+        // A code that nobody has read opens nothing for anybody.
+        if let Err(error) = recovery_paper::show(&target.path, &texts, args.shares) {
+            target.change(&SlotChange::Remove { slot })?;
+            return Err(error);
+        }
     }
     notice(format_args!(
         "slot {slot} of {} opens with the recovery code, which is asked for where a key is named \

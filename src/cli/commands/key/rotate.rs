@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::target::{
-    ConsentArg, Target, TargetArgs, new_passphrase, open_key, proven_key, slot_uri, uri_option,
+    ConsentArg, Target, TargetArgs, lasting_uri, new_passphrase, open_key, proven_key, slot_uri,
 };
 use crate::cli::output::print;
 use crate::diagnostics::UserError;
@@ -38,7 +38,7 @@ pub(in crate::cli) struct RotateArgs {
 /// cannot be written. The old key stays then.
 pub(super) fn run(args: &RotateArgs) -> Result<(), UserError> {
     let doing = format!("cannot rotate the key of {}", args.target.path.display());
-    let to = args.to.as_deref().map(uri_option).transpose()?;
+    let to = args.to.as_deref().map(lasting_uri).transpose()?;
     let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
     let opened_by = target.opened_by()?;
     let number = args.slot.map_or(opened_by.key.slot, SlotNumber);

@@ -92,6 +92,20 @@ pub(super) fn slot_uri(
     )))
 }
 
+/// A URI of a key that is to be used again and again, which a recovery code is not.
+///
+/// # Errors
+/// It is no URI of a key, or it is a recovery code.
+pub(super) fn lasting_uri(text: &str) -> Result<KeyUri, UserError> {
+    let uri = uri_option(text)?;
+    if uri == KeyUri::recovery() {
+        let message = "a recovery code is for one time, and cannot be the key of a volume";
+        return Err(UserError::usage(message)
+            .with_hint("make a new code: bilayer key add VOLUME --recovery"));
+    }
+    Ok(uri)
+}
+
 /// Opens a key, for a message that begins with `doing`.
 ///
 /// # Errors
@@ -151,9 +165,10 @@ enum Backend {
     Own(Box<Volume>),
 }
 
-/// A mounted volume: its daemon, and what this process has unwrapped.
+/// A mounted volume, and what this process has unwrapped. The daemon is asked by a connection for
+/// each change: it does not wait while somebody types a code, or a token is found.
 struct Mounted {
-    daemon: ControlClient,
+    path: PathBuf,
     store: DirectoryStore,
     unlocked: Unlocked,
 }
@@ -186,9 +201,9 @@ impl Target {
         let failed = |error| UserError::volume(doing, &error);
         let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
         let backend = match holder {
-            Holder::Daemon { control, .. } => Backend::Daemon(Box::new(Mounted {
+            Holder::Daemon { .. } => Backend::Daemon(Box::new(Mounted {
                 unlocked: volume::unlock(&store, &options).map_err(failed)?,
-                daemon: control,
+                path: args.path.clone(),
                 store,
             })),
             Holder::Mount(_) => return Err(daemon_is_not_ours(&located.path, doing)),
@@ -240,10 +255,11 @@ impl Target {
             }
             Backend::Daemon(mounted) => {
                 let Mounted {
-                    daemon,
+                    path,
                     store,
                     unlocked,
                 } = &mut **mounted;
+                let mut daemon = connect(path, &self.doing)?;
                 let operation = Operation::ChangeSlots {
                     change: change.clone(),
                     consent: unlocked.consent(change).map_err(failed)?,
@@ -287,6 +303,20 @@ fn open_here(
         options,
     )
     .map_err(|error| UserError::volume(doing, &error))
+}
+
+/// Finds the daemon of a volume that was mounted a moment ago.
+fn connect(path: &Path, doing: &str) -> Result<ControlClient, UserError> {
+    match find(path)?.holder {
+        Holder::Daemon { control, .. } => Ok(control),
+        Holder::Unknown(error) => Err(error),
+        Holder::Mount(_) => Err(daemon_is_not_ours(path, doing)),
+        Holder::Nobody => Err(UserError::new(
+            ExitCode::InUse,
+            format!("{doing}: the volume was unmounted meanwhile"),
+        )
+        .with_hint("run the command again")),
+    }
 }
 
 fn daemon_is_not_ours(path: &Path, doing: &str) -> UserError {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::target::{Target, TargetArgs, open_key, slot_uri, uri_option};
+use super::target::{Target, TargetArgs, lasting_uri, open_key, slot_uri, uri_option};
 use crate::cli::output::{print, print_json};
 use crate::diagnostics::UserError;
 use crate::volume::{SlotChange, SlotNumber};
@@ -80,7 +80,7 @@ pub(super) fn run(args: &TestArgs) -> Result<(), UserError> {
 /// It does not open the volume, or the keystore cannot be written.
 pub(super) fn run_set(args: &SetArgs) -> Result<(), UserError> {
     let doing = format!("cannot set the key of {}", args.target.path.display());
-    let uri = uri_option(&args.uri)?;
+    let uri = lasting_uri(&args.uri)?;
     let mut target = Target::open(&args.target, Some(uri.clone()), &doing)?;
     target.change(&SlotChange::Remember {
         provider: uri.to_string(),
