@@ -73,10 +73,10 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
             // A command has at most two names; options and their values follow.
             let named =
                 command_names(&line) < 2 && is_name && line.len() == 1 + command_names(&line);
-            let is_number = bare.starts_with(|c: char| c.is_ascii_digit());
+            let is_argument = bare.starts_with(|c: char| c.is_ascii_digit() || c == '/');
             let is_value = line
                 .last()
-                .is_some_and(|last| last == "-o" || last.starts_with("--") && is_number);
+                .is_some_and(|last| last == "-o" || last.starts_with("--") && is_argument);
             if bare.starts_with('-') && bare.len() > 1 || is_placeholder(bare) || is_value || named
             {
                 line.push(bare.to_owned());
