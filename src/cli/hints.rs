@@ -37,7 +37,7 @@ fn is_placeholder(word: &str) -> bool {
 fn sample_value(placeholder: &str) -> &str {
     match placeholder {
         "URI" => "file:/k",
-        "N" => "1",
+        "N" | "SLOT" => "1",
         "BYTES" => "1G",
         _ => "/p",
     }
