@@ -187,8 +187,10 @@ impl Volume {
         {
             audited = audited.with("slot", u64::from(slot));
         }
-        audited.outcome(&changed);
-        changed
+        match audited.require(&changed) {
+            Err(unwritten) if changed.is_ok() => Err(KeyError::unaudited(unwritten).into()),
+            _ => changed,
+        }
     }
 
     fn change_slots_unaudited(
