@@ -8,7 +8,7 @@
 //! | `seq`, `previous` | number in the chain, hash of the line before; in files only |
 //! | `time` | RFC 3339, UTC, microseconds |
 //! | `action` | such as `open-volume` |
-//! | `outcome` | `done`, or `refused` with `reason` |
+//! | `outcome` | `done`, `refused` with `reason`, or `begun`: another record says how it ended |
 //! | `volume` | id of the volume, or null; of a refused one the id that its superblock claims |
 //! | `path` | the volume's directory, or null |
 //! | `mount_point` | where it is mounted, or null |
@@ -60,6 +60,7 @@ pub use reader::{LogReader, Verified};
 pub use sink::{Destination, Unwritten};
 pub use verify::{Event, KeptHead, OnEvent};
 
+const BEGUN: &str = "begun";
 const DONE: &str = "done";
 const REFUSED: &str = "refused";
 
@@ -356,17 +357,29 @@ impl Record {
     /// # Errors
     /// The record could not be written.
     pub fn require<T, E: Display>(self, result: &Result<T, E>) -> Result<(), Unwritten> {
-        let (record, outcome) = match result {
-            Ok(_) => (self, DONE),
-            Err(error) => (self.with_text("reason", error), REFUSED),
-        };
-        if !sink::is_started() || record.is_repeated(outcome) {
+        match result {
+            Ok(_) => self.write_durably(DONE),
+            Err(error) => self.with_text("reason", error).write_durably(REFUSED),
+        }
+    }
+
+    /// Writes that a key operation is about to change something durable, so that the audit shows
+    /// it whatever happens next. Durable on return.
+    ///
+    /// # Errors
+    /// The record could not be written. Nothing must be changed then.
+    pub fn begun(self) -> Result<(), Unwritten> {
+        self.write_durably(BEGUN)
+    }
+
+    fn write_durably(self, outcome: &'static str) -> Result<(), Unwritten> {
+        if !sink::is_started() || self.is_repeated(outcome) {
             return Ok(());
         }
         let time = now();
-        let body = record.body(outcome, &time, Context::here().completed());
+        let body = self.body(outcome, &time, Context::here().completed());
         sink::require(&body, &time)?;
-        record.note_written(outcome);
+        self.note_written(outcome);
         Ok(())
     }
 

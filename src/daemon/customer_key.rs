@@ -32,15 +32,11 @@ pub(super) fn watch_customer_key(
     interval: Duration,
     check: &KeyCheck,
 ) {
-    let Some(opened_by) = &filesystem.volume().opened_by else {
-        return;
-    };
-    if !may_have_versions(&opened_by.uri) {
+    if filesystem.volume().opened_by.is_none() {
         return;
     }
     let watch = Watch {
         filesystem: Arc::downgrade(filesystem),
-        uri: opened_by.uri.clone(),
         // Nobody is at the terminal any more, and a descriptor has been read.
         passphrase: match passphrase {
             PassphraseSource::File(path) => PassphraseSource::File(path.clone()),
@@ -66,7 +62,6 @@ fn may_have_versions(uri: &KeyUri) -> bool {
 
 struct Watch {
     filesystem: Weak<Filesystem>,
-    uri: KeyUri,
     passphrase: PassphraseSource,
     interval: Duration,
     check: KeyCheck,
@@ -75,65 +70,64 @@ struct Watch {
 impl Watch {
     fn run(self) {
         let mut failures = 0u32;
-        while let Some(looked) = self.look_once() {
-            failures = match looked {
-                Ok(()) => 0,
-                Err(_) => failures.saturating_add(1),
-            };
-            self.note(looked.err());
+        while let Some(open) = self.filesystem.upgrade() {
+            // The slot may have been rotated to another URI.
+            let uri = open.volume().customer_uri();
+            if let Some(uri) = uri.filter(may_have_versions) {
+                let looked = self.look_once(&open, &uri);
+                failures = match looked {
+                    Ok(()) => 0,
+                    Err(_) => failures.saturating_add(1),
+                };
+                self.note(&open, &uri, looked.err());
+            }
+            drop(open);
             std::thread::sleep(wait(self.interval, failures));
         }
     }
 
-    /// Looks at the key. `None` when the filesystem has ended.
-    fn look_once(&self) -> Option<Result<(), String>> {
-        let open = self.filesystem.upgrade()?;
+    fn look_once(&self, open: &Filesystem, uri: &KeyUri) -> Result<(), String> {
         if open.is_read_only() {
-            return Some(Ok(()));
+            return Ok(());
         }
-        let provider = match customer::open(&self.uri, &self.passphrase) {
-            Ok(provider) => provider,
-            Err(error) => return Some(Err(error.to_string())),
-        };
+        let provider = customer::open(uri, &self.passphrase).map_err(|error| error.to_string())?;
         match open.follow_customer_key(&*provider) {
             Ok(Followed::Rotated(version)) => {
                 let name = version.name.as_deref().unwrap_or_default();
                 tracing::info!(
-                    uri = %self.uri,
+                    %uri,
                     version = name,
                     fingerprint = version.key.fingerprint(),
                     "the data keys are wrapped with a new version of the customer key"
                 );
-                Some(Ok(()))
+                Ok(())
             }
-            Ok(Followed::Current(_) | Followed::NotOurs) => Some(Ok(())),
-            Err(error) => Some(Err(error.to_string())),
+            Ok(Followed::Current(_) | Followed::NotOurs) => Ok(()),
+            Err(error) => Err(error.to_string()),
         }
     }
 
     /// Notes how it went, for `status`. The log and the audit get what is new.
-    fn note(&self, error: Option<String>) {
+    fn note(&self, open: &Filesystem, uri: &KeyUri, error: Option<String>) {
         let mut check = self.check.lock();
         let before = check.as_ref().and_then(|before| before.error.clone());
         if before != error {
-            let volume = self.filesystem.upgrade();
-            let volume = volume.map(|open| open.volume().header().volume_id());
             let audited = Record::new("check-key")
-                .volume(volume)
-                .key(&self.uri.to_string());
+                .volume(open.volume().header().volume_id())
+                .key(&uri.to_string());
             match &error {
                 Some(error) => {
-                    tracing::warn!(uri = %self.uri, %error, "the customer key cannot be checked");
+                    tracing::warn!(%uri, %error, "the customer key cannot be checked");
                     audited.refused(error);
                 }
                 None => {
-                    tracing::info!(uri = %self.uri, "the customer key can be checked again");
+                    tracing::info!(%uri, "the customer key can be checked again");
                     audited.done();
                 }
             }
         }
         *check = Some(KeyCheckReport {
-            uri: self.uri.to_string(),
+            uri: uri.to_string(),
             checked: utc(coarse_time().secs),
             error,
         });

@@ -22,9 +22,9 @@ use super::header::{HeaderContents, VerifiedHeader, WrappedKeySet};
 use super::key_wraps::{context_of, wrap_for_slots};
 use super::slot::{MAX_LABEL_BYTES, Slot, SlotKey, SlotKind, SlotNumber, Slots};
 use crate::audit::Record;
+use crate::keys::KeyUri;
 use crate::keys::encoding::hex_array;
 use crate::keys::error::{ErrorKind, KeyError};
-use crate::keys::{KeyUri, VolumeRecord};
 use crate::layers::{KeyRing, KeySet, consent_mac, verify_consent_mac};
 use crate::sys::clock::coarse_time;
 
@@ -46,10 +46,12 @@ pub enum SlotChange {
         /// The key.
         key: SlotKey,
     },
-    /// Removes a slot.
+    /// Removes a slot. One stays that is known to open the volume.
     Remove {
         /// The slot.
         slot: SlotNumber,
+        /// The slot whose key consents, and has just opened the volume.
+        opened_by: SlotNumber,
     },
     /// Adds the new key of a slot in front of the present one.
     BeginRotation {
@@ -108,6 +110,8 @@ impl SlotChange {
 pub struct Consent {
     #[serde(with = "hex_array")]
     mac: [u8; 32],
+    /// The number of the superblock that is to be changed; the MAC covers it.
+    header_sequence: u64,
 }
 
 impl Consent {
@@ -123,6 +127,7 @@ impl Consent {
         let mac = consent_mac(keys.active(), &change.message(header)?);
         Ok(Self {
             mac: mac.map_err(|_| KeyError::derivation())?,
+            header_sequence: header.header_sequence(),
         })
     }
 
@@ -134,10 +139,15 @@ impl Consent {
     ) -> Result<(), VolumeError> {
         match verify_consent_mac(keys.active(), &change.message(header)?, &self.mac) {
             true => Ok(()),
-            false => Err(KeyError::new(
+            false if self.header_sequence == header.header_sequence() => Err(KeyError::new(
                 ErrorKind::WrongKey,
-                "the request does not prove that a customer key was used for it, or the slots have \
-                 changed since",
+                "the request does not prove that a customer key was used for it",
+            )
+            .with_hint("look at the slots with bilayer key list, and ask again")
+            .into()),
+            false => Err(KeyError::new(
+                ErrorKind::InUse,
+                "the slots were changed by somebody else meanwhile",
             )
             .with_hint("look at the slots with bilayer key list, and ask again")
             .into()),
@@ -145,18 +155,62 @@ impl Consent {
     }
 }
 
+/// A change that is in force.
+struct Changed {
+    slot: SlotNumber,
+    /// Why the spare superblock or the keystore's record could not follow it.
+    unrecorded: Option<VolumeError>,
+}
+
 impl Volume {
     /// Changes the slots, and returns the number of the slot that was changed. Durable on return.
     ///
     /// # Errors
     /// There is no consent, a rule would be broken, or something cannot be written. The volume then
-    /// opens as before.
+    /// opens as before, unless the error says that the change is in force.
     pub fn change_slots(
         &self,
         change: &SlotChange,
         consent: &Consent,
     ) -> Result<SlotNumber, VolumeError> {
+        self.change_slots_audited(change, Some(consent))
+    }
+
+    /// Changes the slots on behalf of the holder of the key that opened the volume.
+    ///
+    /// # Errors
+    /// Those of [`Self::change_slots`].
+    pub(super) fn change_own_slots(&self, change: &SlotChange) -> Result<SlotNumber, VolumeError> {
+        self.change_slots_audited(change, None)
+    }
+
+    fn change_slots_audited(
+        &self,
+        change: &SlotChange,
+        consent: Option<&Consent>,
+    ) -> Result<SlotNumber, VolumeError> {
         let changed = self.change_slots_unaudited(change, consent);
+        let mut audited = self.audit_record(change)?;
+        if let Ok(Changed { slot, .. }) = &changed
+            && slot.0 > 0
+        {
+            audited = audited.slot(u32::from(slot.0));
+        }
+        let unrecorded = changed.as_ref().ok().and_then(|it| it.unrecorded.as_ref());
+        if let Some(error) = unrecorded {
+            audited = audited.with_text("incomplete", error);
+        }
+        match (audited.require(&changed), changed) {
+            (Err(unwritten), Ok(_)) => Err(KeyError::unaudited(unwritten).into()),
+            (_, Ok(Changed { slot, unrecorded })) => {
+                unrecorded.map_or(Ok(slot), |error| Err(changed_in_part(&error)))
+            }
+            (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// The audit's record of a change, without its outcome.
+    fn audit_record(&self, change: &SlotChange) -> Result<Record, VolumeError> {
         let header = self.header();
         let mut audited = Record::new(change.action())
             .volume(header.volume_id())
@@ -164,11 +218,10 @@ impl Volume {
         match change {
             SlotChange::Add { provider, key, .. }
             | SlotChange::BeginRotation { provider, key, .. } => {
-                let version = key.to_version();
-                let fingerprint = version.as_ref().map_or("", |key| key.key.fingerprint());
+                let version = key.to_version()?;
                 audited = audited
                     .with("customer_key", provider.as_str())
-                    .with("key_version", fingerprint)
+                    .with("key_version", version.key.fingerprint())
                     .with("algorithm", key.algorithm.name());
             }
             SlotChange::FinishRotation { keep, .. } => {
@@ -179,51 +232,98 @@ impl Volume {
             }
             SlotChange::Remove { .. } => {}
         }
-        if let Ok(slot) | Err(slot) = changed
-            .as_ref()
-            .map(|slot| slot.0)
-            .map_err(|_| change.slot())
-            && slot > 0
-        {
-            audited = audited.with("slot", u64::from(slot));
-        }
-        match audited.require(&changed) {
-            Err(unwritten) if changed.is_ok() => Err(KeyError::unaudited(unwritten).into()),
-            _ => changed,
-        }
+        Ok(match change.slot() {
+            Some(slot) => audited.slot(u32::from(slot.0)),
+            None => audited,
+        })
     }
 
     fn change_slots_unaudited(
         &self,
         change: &SlotChange,
-        consent: &Consent,
-    ) -> Result<SlotNumber, VolumeError> {
+        consent: Option<&Consent>,
+    ) -> Result<Changed, VolumeError> {
         let _turn = self.superblock.lock();
+        if let SlotChange::Remember { provider } = change {
+            return self.remember_customer_key(provider, consent, change);
+        }
         if self.read_only {
             return Err(VolumeError::ReadOnlyMedium);
         }
         self.check_writer()?;
         let before = self.header();
-        consent.verify(&before, &self.keys, change)?;
+        consent.map_or(Ok(()), |it| it.verify(&before, &self.keys, change))?;
         if before.slots().is_empty() {
             return Err(no_slots());
         }
-        if let SlotChange::Remember { provider } = change {
-            let uri = KeyUri::parse(provider)?.to_string();
-            self.record_superblock(|record| record.customer_key = Some(uri))?;
-            return Ok(SlotNumber(0));
-        }
-        let (slots, number) = changed_slots(before.slots(), change, coarse_time().secs)?;
+        let (slots, slot) = changed_slots(before.slots(), change, coarse_time().secs)?;
         let key_sets = rewrapped(&before, &self.keys, &slots)?;
         let above = self.current.lock().header_sequence;
+        // Before anything is written: an audit that cannot be written refuses the change.
+        let intent = self.audit_record(change)?.slot(u32::from(slot.0));
+        intent.begun().map_err(KeyError::unaudited)?;
         self.replace_superblock(before.with_slots(slots, key_sets, above))?;
-        self.read_back()
+        self.follow_rotation(&before, change);
+        let recorded = self
+            .read_back()
             .and_then(|_| self.renew_spare())
-            .and_then(|()| {
-                self.record_superblock(|record| follow_rotation(record, &before, change))
-            })
-            .map_err(|error| changed_in_part(&error))?;
-        Ok(number)
+            .and_then(|()| self.record_superblock(|_| ()));
+        Ok(Changed {
+            slot,
+            unrecorded: recorded.err(),
+        })
+    }
+
+    /// Makes a URI the one that this machine opens the volume with. That changes the keystore's
+    /// record only, so a volume that is open for reading will do.
+    fn remember_customer_key(
+        &self,
+        provider: &str,
+        consent: Option<&Consent>,
+        change: &SlotChange,
+    ) -> Result<Changed, VolumeError> {
+        self.check_writer()?;
+        let header = self.header();
+        consent.map_or(Ok(()), |it| it.verify(&header, &self.keys, change))?;
+        if header.slots().is_empty() {
+            return Err(no_slots());
+        }
+        let uri = KeyUri::parse(provider)?.to_string();
+        self.record_superblock(|record| record.customer_key = Some(uri))?;
+        Ok(Changed {
+            slot: SlotNumber(0),
+            unrecorded: None,
+        })
+    }
+
+    /// After the rotation of a slot to another URI: the machine opens the volume by that one if it
+    /// did so by the former, and an open volume follows its versions.
+    fn follow_rotation(&self, before: &HeaderContents, change: &SlotChange) {
+        let (SlotChange::BeginRotation { slot, provider, .. }
+        | SlotChange::FinishRotation { slot, provider, .. }) = change
+        else {
+            return;
+        };
+        let former = before.slots().get(*slot).map(|slot| &slot.provider);
+        let mut remembered = self.customer_key.lock();
+        let is_remembered = match &remembered.to_record {
+            Some(uri) => former == Some(uri),
+            None => former == self.current.lock().customer_key.as_ref(),
+        };
+        if is_remembered {
+            remembered.to_record = Some(provider.clone());
+        }
+        let opened_here = self.opened_by.as_ref();
+        if opened_here.is_some_and(|opened| opened.key.slot == *slot) {
+            remembered.followed = KeyUri::parse(provider).ok();
+        }
+    }
+
+    /// The URI of the key that opened the volume, or of the one that its slot was rotated to
+    /// meanwhile.
+    pub fn customer_uri(&self) -> Option<KeyUri> {
+        let followed = self.customer_key.lock().followed.clone();
+        followed.or_else(|| self.opened_by.as_ref().map(|opened| opened.uri.clone()))
     }
 
     /// Reads the superblock back. It must be the one that was written.
@@ -237,27 +337,14 @@ impl Volume {
 }
 
 impl SlotChange {
-    /// The number of the slot that is named, or 0.
-    fn slot(&self) -> u8 {
+    /// The slot that is named.
+    fn slot(&self) -> Option<SlotNumber> {
         match self {
-            Self::Remove { slot }
+            Self::Remove { slot, .. }
             | Self::BeginRotation { slot, .. }
-            | Self::FinishRotation { slot, .. } => slot.0,
-            Self::Add { .. } | Self::Remember { .. } => 0,
+            | Self::FinishRotation { slot, .. } => Some(*slot),
+            Self::Add { .. } | Self::Remember { .. } => None,
         }
-    }
-}
-
-/// A key of this machine that is rotated to another URI is opened by that one from now on.
-fn follow_rotation(record: &mut VolumeRecord, before: &HeaderContents, change: &SlotChange) {
-    let (SlotChange::BeginRotation { slot, provider, .. }
-    | SlotChange::FinishRotation { slot, provider, .. }) = change
-    else {
-        return;
-    };
-    let former = before.slots().get(*slot).map(|slot| &slot.provider);
-    if record.customer_key.as_ref() == former {
-        record.customer_key = Some(provider.clone());
     }
 }
 
@@ -292,12 +379,18 @@ fn changed_slots(
             list.sort_by_key(|slot| slot.number);
             number
         }
-        SlotChange::Remove { slot } => {
+        SlotChange::Remove { slot, opened_by } => {
             find(&mut list, *slot)?;
             if list.len() == 1 {
                 return Err(last_slot());
             }
             list.retain(|other| other.number != *slot);
+            if !list
+                .iter()
+                .any(|other| other.number == *opened_by || other.is_proven())
+            {
+                return Err(last_proven_slot(&list));
+            }
             *slot
         }
         SlotChange::BeginRotation {
@@ -352,6 +445,9 @@ fn changed_slots(
                     format!("slot {slot} has no key with the fingerprint {keep}"),
                     "look at the slots with bilayer key list",
                 ));
+            }
+            for key in &mut keys {
+                key.proven = true;
             }
             found.keys = keys;
             *slot
@@ -449,7 +545,10 @@ fn changed_in_part(error: &VolumeError) -> VolumeError {
         error.kind(),
         format!("the slots have been changed, but not in every place: {error}"),
     )
-    .with_hint("look at bilayer key list; when the cause is gone, a remount writes the rest")
+    .with_hint(
+        "the change is in force, see bilayer key list; when the cause is gone, a mount writes the \
+         rest, now or within ten minutes",
+    )
     .into()
 }
 
@@ -467,5 +566,17 @@ fn last_slot() -> VolumeError {
     refused(
         "it is the last slot, and without one nobody could open the volume".to_owned(),
         "add another one first: bilayer key add VOLUME --customer-key URI",
+    )
+}
+
+fn last_proven_slot(rest: &[Slot]) -> VolumeError {
+    let rest: Vec<String> = rest.iter().map(|slot| slot.number.to_string()).collect();
+    refused(
+        format!(
+            "no key of the slots that would stay ({}) has ever been seen to open the volume",
+            rest.join(", ")
+        ),
+        "consent with the private key of one that stays: bilayer key remove VOLUME SLOT \
+         --unlock-with URI",
     )
 }

@@ -61,9 +61,9 @@ impl Volume {
         let begin = SlotChange::BeginRotation {
             slot: number,
             provider: slot.provider.clone(),
-            key: SlotKey::new(&version, 0),
+            key: SlotKey::new(&version, false),
         };
-        self.change_slots(&begin, &self.consent(&begin)?)?;
+        self.change_own_slots(&begin)?;
         self.finish(provider, number, &version)?;
         Ok(Followed::Rotated(version))
     }
@@ -86,7 +86,7 @@ impl Volume {
             provider: named.unwrap_or_else(|| provider.uri().to_string()),
             keep: version.key.fingerprint().to_owned(),
         };
-        self.change_slots(&finish, &self.consent(&finish)?)?;
+        self.change_own_slots(&finish)?;
         Ok(())
     }
 }

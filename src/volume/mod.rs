@@ -191,6 +191,8 @@ pub struct Volume {
     older_header: Option<Rollback>,
     /// The record that the keystore holds now.
     current: Mutex<VolumeRecord>,
+    /// The customer key, if its slot was rotated to another URI meanwhile.
+    customer_key: Mutex<RotatedKey>,
     /// How the volume's directory relates to the one in the record.
     copy_status: CopyStatus,
     /// Set for a copy that is to get an identity of its own; nothing is written before that.
@@ -200,6 +202,15 @@ pub struct Volume {
     #[expect(dead_code, reason = "held, never read")]
     writer: Option<WriterLock>,
     lock: Box<dyn StoreLock>,
+}
+
+/// What a rotation to another URI has changed for an open volume.
+#[derive(Debug, Default)]
+struct RotatedKey {
+    /// The URI that the keystore's record has to name, and does not yet.
+    to_record: Option<String>,
+    /// The URI whose versions are followed.
+    followed: Option<KeyUri>,
 }
 
 /// The superblock, and the keystore that holds the platform keys of its wraps.

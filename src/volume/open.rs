@@ -133,6 +133,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
         read_only: options.read_only,
         older_header,
         current: Mutex::new(current),
+        customer_key: Mutex::default(),
         copy_status: claim.copy_status,
         awaits_new_identity: options.new_identity,
         writer: claim.writer,

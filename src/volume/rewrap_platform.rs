@@ -249,8 +249,10 @@ impl Volume {
 
     /// True if the keystore's record describes the superblock.
     fn is_record_current(&self) -> bool {
+        let is_recorded = self.customer_key.lock().to_record.is_none();
         let (header, current) = (self.header(), self.current.lock());
-        current.platform == platform_versions(&header)
+        is_recorded
+            && current.platform == platform_versions(&header)
             && current.header_sequence >= header.header_sequence()
     }
 
@@ -260,17 +262,22 @@ impl Volume {
         change: impl FnOnce(&mut VolumeRecord),
     ) -> Result<(), VolumeError> {
         let header = self.header();
+        let mut rotated = self.customer_key.lock();
         let mut current = self.current.lock();
         let mut next = VolumeRecord {
             platform: platform_versions(&header),
             header_sequence: current.header_sequence.max(header.header_sequence()),
             ..current.clone()
         };
+        if let Some(uri) = &rotated.to_record {
+            next.customer_key = Some(uri.clone());
+        }
         change(&mut next);
         self.keystore()
             .update_record(header.volume_id(), &next)
             .map_err(VolumeError::CannotRemember)?;
         *current = next;
+        rotated.to_record = None;
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use crate::keys::encoding::hex_bytes;
 use crate::keys::error::KeyError;
 use crate::keys::uri::MAX_URI_BYTES;
 use crate::keys::wrap::WrapRecord;
+use crate::sys::clock::coarse_time;
 
 /// Limit on the number of slots.
 pub const MAX_SLOTS: usize = 8;
@@ -68,16 +69,20 @@ pub struct SlotKey {
     pub public_key: Vec<u8>,
     /// When it was added, in seconds since 1970.
     pub added: i64,
+    /// Its private half was seen to open what was wrapped to it. False if only the public half was
+    /// there when it was added.
+    pub proven: bool,
 }
 
 impl SlotKey {
-    /// A key as its provider describes it.
-    pub fn new(version: &KeyVersion, added: i64) -> Self {
+    /// A key as its provider describes it, added now.
+    pub fn new(version: &KeyVersion, proven: bool) -> Self {
         Self {
             version: version.name.clone(),
             algorithm: version.key.algorithm(),
             public_key: version.key.spki().to_vec(),
-            added,
+            added: coarse_time().secs,
+            proven,
         }
     }
 
@@ -139,6 +144,13 @@ impl From<Vec<Slot>> for Slots {
     }
 }
 
+impl Slot {
+    /// True if one of its keys was seen to open the volume.
+    pub(super) fn is_proven(&self) -> bool {
+        self.keys.iter().any(|key| key.proven)
+    }
+}
+
 impl Slots {
     /// A single slot with the current version of a key.
     ///
@@ -151,7 +163,7 @@ impl Slots {
             label: None,
             added: now,
             provider: provider.uri().to_string(),
-            keys: vec![SlotKey::new(&provider.current()?, now)],
+            keys: vec![SlotKey::new(&provider.current()?, provider.can_unwrap())],
         };
         Ok(Self(vec![slot]))
     }

@@ -14,7 +14,7 @@ fn provider(uri: &KeyUri) -> Box<dyn CustomerKeyProvider> {
 }
 
 fn key_of(uri: &KeyUri) -> SlotKey {
-    SlotKey::new(&provider(uri).current().expect("current"), 0)
+    SlotKey::new(&provider(uri).current().expect("current"), true)
 }
 
 fn other(keys: &Keys) -> KeyUri {
@@ -80,6 +80,7 @@ fn a_second_key_opens_what_the_first_one_made() {
     let opened = keys.open(&store, Some(second.clone())).expect("open");
     let removal = |slot| SlotChange::Remove {
         slot: SlotNumber(slot),
+        opened_by: SlotNumber(2),
     };
     assert!(change(&opened, &removal(3)).is_err());
     change(&opened, &removal(1)).expect("remove");
@@ -152,6 +153,7 @@ fn nothing_changes_without_consent() {
     let wanted = addition(&other(&keys));
     let removal = SlotChange::Remove {
         slot: SlotNumber(1),
+        opened_by: SlotNumber(1),
     };
     let refused = |consent: &Consent| {
         let error = opened.change_slots(&wanted, consent).expect_err("refused");
@@ -168,6 +170,7 @@ fn nothing_changes_without_consent() {
     change(&opened, &wanted).expect("add");
     let removal = SlotChange::Remove {
         slot: SlotNumber(2),
+        opened_by: SlotNumber(1),
     };
     change(&opened, &removal).expect("remove");
     refused(&early);
@@ -187,6 +190,7 @@ fn slots_are_bounded_and_platform_managed_volumes_have_none() {
     assert!(error.to_string().contains("all 8 slots"), "{error}");
     let removal = SlotChange::Remove {
         slot: SlotNumber(5),
+        opened_by: SlotNumber(1),
     };
     change(&opened, &removal).expect("remove");
     let number = change(&opened, &addition(&other(&keys))).expect("add");
@@ -202,6 +206,73 @@ fn slots_are_bounded_and_platform_managed_volumes_have_none() {
 
 /// Whenever the power fails during a change, the volume opens with a key that was good before, or
 /// that the change added.
+#[test]
+fn one_slot_stays_that_was_seen_to_open_the_volume() {
+    let (keys, store) = volume();
+    let opened = keys.open(&store, None).expect("open");
+    let mut unproven = addition(&other(&keys));
+    if let SlotChange::Add { key, .. } = &mut unproven {
+        key.proven = false;
+    }
+    change(&opened, &unproven).expect("add");
+    let removal = |opened_by| SlotChange::Remove {
+        slot: SlotNumber(1),
+        opened_by: SlotNumber(opened_by),
+    };
+    let error = change(&opened, &removal(1)).expect_err("the last proven one");
+    assert!(error.to_string().contains("ever been seen"), "{error}");
+    assert_eq!(opened.header().slots().iter().count(), 2);
+    change(&opened, &removal(2)).expect("the holder of the other consents");
+}
+
+#[test]
+fn a_rotation_that_is_not_recorded_is_in_force_and_recorded_later() {
+    let (keys, store) = volume();
+    let new = other(&keys);
+    let opened = keys.open(&store, None).expect("open");
+    let record = opened.keystore().record_path(opened.header().volume_id());
+    let (directory, aside) = (record.parent().expect("parent"), keys.at().join("aside"));
+    fs::rename(directory, &aside).expect("the keystore's records are gone");
+    fs::write(directory, "in the way").expect("write");
+    let error = change(&opened, &rotation(&new)).expect_err("not recorded");
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("in force")),
+        "{error}"
+    );
+    opened
+        .prove_slot(&*provider(&new), SlotNumber(1))
+        .expect("in force");
+    assert_eq!(opened.customer_uri(), Some(new.clone()));
+    fs::remove_file(directory).expect("remove");
+    fs::rename(&aside, directory).expect("the records are back");
+    opened.rewrap_platform().expect("recorded now");
+    drop(opened);
+    let opened = keys.open(&store, None).expect("open");
+    assert_eq!(opened.opened_by.as_ref().expect("customer").uri, new);
+}
+
+#[test]
+fn a_volume_that_is_open_for_reading_can_get_another_remembered_key() {
+    let (keys, store) = volume();
+    let second = other(&keys);
+    let opened = keys.open(&store, None).expect("open");
+    change(&opened, &addition(&second)).expect("add");
+    drop(opened);
+    let options = OpenOptions {
+        read_only: true,
+        ..keys.open_options(Some(second.clone()))
+    };
+    let opened = open(Arc::clone(&store), &options).expect("open");
+    assert!(change(&opened, &rotation(&second)).is_err());
+    let remember = SlotChange::Remember {
+        provider: second.to_string(),
+    };
+    change(&opened, &remember).expect("remember");
+    drop(opened);
+    let opened = keys.open(&store, None).expect("open");
+    assert_eq!(opened.opened_by.as_ref().expect("customer").uri, second);
+}
+
 #[test]
 fn a_power_cut_during_a_change_leaves_a_volume_that_opens() {
     let keys = Keys::new();

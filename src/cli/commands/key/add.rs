@@ -88,13 +88,15 @@ pub(super) fn run(args: &AddArgs) -> Result<(), UserError> {
         provider: uri.to_string(),
         key,
     })?;
-    if provider.can_unwrap() {
-        prove_or_remove(&mut target, &*provider, slot)?;
+    let volume = target.path.display().to_string();
+    if !provider.can_unwrap() {
+        return print(&format!(
+            "slot {slot} of {volume} is wrapped to {uri}, whose private half was not there to \
+             prove that it opens it\n"
+        ));
     }
-    print(&format!(
-        "slot {slot} of {} opens with {uri}\n",
-        target.path.display()
-    ))
+    prove_or_remove(&mut target, &*provider, slot)?;
+    print(&format!("slot {slot} of {volume} opens with {uri}\n"))
 }
 
 /// Adds a slot for a new recovery code.
@@ -117,7 +119,7 @@ fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
     if args.out.is_none() {
         // A code that nobody has read opens nothing for anybody.
         if let Err(error) = recovery_paper::show(&target.path, &texts, args.shares) {
-            target.change(&SlotChange::Remove { slot })?;
+            target.remove(slot)?;
             return Err(error);
         }
     }
@@ -138,7 +140,7 @@ fn prove_or_remove(
     let Err(error) = target.prove_slot(provider, slot) else {
         return Ok(());
     };
-    target.change(&SlotChange::Remove { slot })?;
+    target.remove(slot)?;
     Err(error)
 }
 
@@ -155,7 +157,7 @@ pub(super) fn run_remove(args: &RemoveArgs) -> Result<(), UserError> {
     let slot = SlotNumber(args.slot);
     let mut target = Target::open(&args.target, args.consent.uri()?, &doing)?;
     let own = target.opened_by()?.key.slot == slot;
-    target.change(&SlotChange::Remove { slot })?;
+    target.remove(slot)?;
     if own {
         notice(format_args!(
             "this machine opened the volume with the removed key: name another one with \

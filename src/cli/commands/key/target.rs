@@ -147,7 +147,7 @@ pub(super) fn proven_key(
             "this is only the public half of the key: that it opens the volume is not proven"
         ));
     }
-    Ok(SlotKey::new(&version, 0))
+    Ok(SlotKey::new(&version, provider.can_unwrap()))
 }
 
 /// A volume whose keys this process has unwrapped.
@@ -272,6 +272,15 @@ impl Target {
                 }
             }
         }
+    }
+
+    /// Removes a slot.
+    ///
+    /// # Errors
+    /// The change is refused, or cannot be written.
+    pub(super) fn remove(&mut self, slot: SlotNumber) -> Result<SlotNumber, UserError> {
+        let opened_by = self.opened_by()?.key.slot;
+        self.change(&SlotChange::Remove { slot, opened_by })
     }
 
     /// Proves that a key opens every key set by a slot, as the superblock has it now.
