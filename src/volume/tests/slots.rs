@@ -161,7 +161,11 @@ fn nothing_changes_without_consent() {
     };
     // Of another change, of nobody, of another volume, of this volume before another change.
     refused(&opened.consent(&removal).expect("consent"));
-    let nobody = format!("{{\"mac\":\"{}\"}}", "0".repeat(64));
+    let nobody = format!(
+        "{{\"mac\":\"{}\",\"header_sequence\":{}}}",
+        "0".repeat(64),
+        opened.header().header_sequence()
+    );
     refused(&serde_json::from_str(&nobody).expect("consent"));
     let (_keys, foreign) = volume();
     let foreign = _keys.open(&foreign, None).expect("open");
@@ -173,7 +177,8 @@ fn nothing_changes_without_consent() {
         opened_by: SlotNumber(1),
     };
     change(&opened, &removal).expect("remove");
-    refused(&early);
+    let late = opened.change_slots(&wanted, &early).expect_err("refused");
+    assert_eq!(late.kind(), ErrorKind::InUse, "{late}");
 }
 
 #[test]

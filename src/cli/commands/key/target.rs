@@ -26,6 +26,9 @@ use crate::volume::{
     self, OpenOptions, OpenedBy, SlotChange, SlotNumber, Slots, SlottedKey, Unlocked, Volume,
 };
 
+/// How often a change is asked for while others change the slots, too.
+const ATTEMPTS: u32 = 8;
+
 /// The volume, and the key that opens it.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct TargetArgs {
@@ -259,16 +262,27 @@ impl Target {
                     store,
                     unlocked,
                 } = &mut **mounted;
-                let mut daemon = connect(path, &self.doing)?;
-                let operation = Operation::ChangeSlots {
-                    change: change.clone(),
-                    consent: unlocked.consent(change).map_err(failed)?,
-                };
-                let outcome = daemon.perform(&operation, None, &mut Discard)?;
-                unlocked.refresh(store).map_err(failed)?;
-                match outcome {
-                    Outcome::Slot(number) => Ok(SlotNumber(number)),
-                    other => Err(unexpected_outcome(&operation, &other)),
+                let mut attempts = 0;
+                loop {
+                    let mut daemon = connect(path, &self.doing)?;
+                    let operation = Operation::ChangeSlots {
+                        change: change.clone(),
+                        consent: unlocked.consent(change).map_err(failed)?,
+                    };
+                    let outcome = daemon.perform(&operation, None, &mut Discard);
+                    let before = unlocked.header.header_sequence();
+                    unlocked.refresh(store).map_err(failed)?;
+                    attempts += 1;
+                    match outcome {
+                        Ok(Outcome::Slot(number)) => return Ok(SlotNumber(number)),
+                        Ok(other) => return Err(unexpected_outcome(&operation, &other)),
+                        // Another command was faster; the consent is for the slots as they were.
+                        Err(error)
+                            if error.code == ExitCode::InUse
+                                && attempts < ATTEMPTS
+                                && unlocked.header.header_sequence() > before => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
