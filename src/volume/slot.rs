@@ -199,6 +199,12 @@ impl Slots {
         keys.collect()
     }
 
+    /// True if a slot has this key.
+    pub fn has_public_key(&self, spki: &[u8]) -> bool {
+        let mut keys = self.0.iter().flat_map(|slot| &slot.keys);
+        keys.any(|key| key.public_key == spki)
+    }
+
     /// The lowest number that no slot has.
     pub(super) fn free_number(&self) -> Option<SlotNumber> {
         let numbers = (1..=MAX_SLOTS as u8).map(SlotNumber);

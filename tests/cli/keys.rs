@@ -210,6 +210,17 @@ fn a_recovery_code_opens_the_volume_whatever_happened_since() {
         3,
         "exists",
     );
+    // No share stays of a code that opens nothing.
+    write_private(place, "half.2", "in the way");
+    let half = place.run("key add vol --recovery --shares 2/3 --out half");
+    fails(&half, 3, "exists");
+    assert!(!place.path("half.1").exists());
+    let label = "x".repeat(129);
+    let refused = place.run(&format!(
+        "key add vol --recovery --out none --label {label}"
+    ));
+    fails(&refused, 1, "label");
+    assert!(!place.path("none").exists());
     let unread = format!(
         "{} key add vol --recovery > /dev/full",
         crate::real::BILAYER

@@ -105,17 +105,32 @@ fn add_recovery(args: &AddArgs, doing: &str) -> Result<(), UserError> {
     let mut target = Target::open(&args.target, args.consent.uri()?, doing)?;
     let provider = RecoveryKey::random().map_err(failed)?;
     let texts = provider.to_texts(args.shares).map_err(failed)?;
+    let key = proven_key(doing, &provider)?;
+    let public_key = key.public_key.clone();
+    let split = args.shares.is_some();
     // Before the slot is added: a code that nobody has is worse than none.
-    if let Some(out) = &args.out {
-        recovery_paper::write_files(&paths::absolute(out)?, &texts, args.shares.is_some())?;
+    let out = args.out.as_deref().map(paths::absolute).transpose()?;
+    if let Some(out) = &out {
+        recovery_paper::write_files(out, &texts, split)?;
     }
-    let slot = target.change(&SlotChange::Add {
+    let added = target.change(&SlotChange::Add {
         kind: SlotKind::Recovery,
         label: args.label.clone(),
         provider: provider.uri().to_string(),
-        key: proven_key(doing, &provider)?,
+        key,
+    });
+    let added = added.and_then(|slot| {
+        prove_or_remove(&mut target, &provider, slot)?;
+        Ok(slot)
+    });
+    let slot = added.inspect_err(|_| {
+        // A change that failed may be in force all the same.
+        if let Some(out) = &out
+            && !target.slots().has_public_key(&public_key)
+        {
+            recovery_paper::remove_files(out, &texts, split);
+        }
     })?;
-    prove_or_remove(&mut target, &provider, slot)?;
     if args.out.is_none() {
         // A code that nobody has read opens nothing for anybody.
         if let Err(error) = recovery_paper::show(&target.path, &texts, args.shares) {

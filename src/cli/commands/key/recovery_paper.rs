@@ -11,7 +11,7 @@ use qrcode::render::unicode;
 use zeroize::Zeroizing;
 
 use crate::cli::output::print;
-use crate::diagnostics::{ExitCode, UserError};
+use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::keys::customer::recovery::Split;
 
 /// Prints the code, or the shares. On a terminal each comes with a QR code and a word on what it
@@ -77,12 +77,11 @@ pub(super) fn write_files(
     texts: &[Zeroizing<String>],
     split: bool,
 ) -> Result<(), UserError> {
+    let original = path;
     for (place, text) in texts.iter().enumerate() {
-        let path = match split {
-            false => path.to_owned(),
-            true => numbered(path, place + 1),
-        };
+        let path = place_of(original, place, split);
         write_file(&path, text).map_err(|error| {
+            remove_files(original, &texts[..place], split);
             let doing = format!("cannot write the recovery code to {}", path.display());
             match error.kind() {
                 std::io::ErrorKind::AlreadyExists => {
@@ -94,6 +93,27 @@ pub(super) fn write_files(
         })?;
     }
     Ok(())
+}
+
+/// Removes files that [`write_files`] has written, of a code that opens nothing.
+pub(super) fn remove_files(path: &Path, texts: &[Zeroizing<String>], split: bool) {
+    for place in 0..texts.len() {
+        let path = place_of(path, place, split);
+        if let Err(error) = std::fs::remove_file(&path) {
+            notice(format_args!(
+                "{} holds a recovery code that opens nothing, and cannot be removed: {error}",
+                path.display()
+            ));
+        }
+    }
+}
+
+/// The file of a code, or of one of its shares.
+fn place_of(path: &Path, place: usize, split: bool) -> PathBuf {
+    match split {
+        false => path.to_owned(),
+        true => numbered(path, place + 1),
+    }
 }
 
 fn numbered(path: &Path, number: usize) -> PathBuf {
